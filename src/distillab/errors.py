@@ -1,0 +1,100 @@
+"""What can go wrong, each kind with the exit code of the command line.
+
+    DistillabError                    1   a bug, or anything not listed below
+    +-- ConfigError                   2   a setting, flag or combination that cannot work
+    |   +-- ShapeError                2   tensors or layers that do not fit together
+    +-- DataError                     3   images, labels, archives, downloads
+    +-- CheckpointError               4   weight files that are missing, damaged or of another model
+    +-- StorageError                  4   folders and disks: no permission, full, vanished
+    +-- NonFiniteLossError            5   training diverged
+    +-- RunDirInUseError             75   another process owns the run folder
+
+A message has three parts: what is wrong, where (a field, a file, a layer), and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillabError(Exception):
+    """Root of every deliberate error.
+
+    Args:
+        message: What is wrong, one sentence, with the offending value.
+        where: The field (`optimizer.learning_rate`), file or layer it concerns.
+        hint: The next step: a command to run, the nearest right name, a setting to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.where = where
+        self.hint = hint
+        super().__init__(message, where, hint)
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  try:   {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(DistillabError, ValueError):
+    """A setting, flag or combination of them that cannot work."""
+
+    exit_code = 2
+
+
+class ShapeError(ConfigError):
+    """Tensors, layers or models that do not fit together."""
+
+
+class DataError(DistillabError):
+    """Images, labels, archives or downloads that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(DistillabError):
+    """A weight file that is missing, damaged, unsafe, or belongs to another model."""
+
+    exit_code = 4
+
+
+class StorageError(DistillabError):
+    """A folder or disk that does not take or give what is asked of it."""
+
+    exit_code = 4
+
+
+class NonFiniteLossError(DistillabError):
+    """The loss became NaN or infinite: training diverged."""
+
+    exit_code = 5
+
+
+class RunDirInUseError(DistillabError):
+    """Another process owns the run folder."""
+
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Hint for an unknown name: the nearest right one, then all of them.
+
+    Args:
+        name: What was asked for.
+        known: Every name that would have worked.
+
+    Returns:
+        "did you mean 'st'? known: fitnet, mbd-delta, ..." or only the list where nothing is near.
+    """
+    names = sorted(known)
+    listing = "known: " + ", ".join(names)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'? {listing}" if close else listing

@@ -1,0 +1,1 @@
+"""What guides a student: a frozen teacher, live or remembered."""

@@ -1,0 +1,1 @@
+"""One distillation method a file; the file's stem is the method's name."""

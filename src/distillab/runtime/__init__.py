@@ -1,0 +1,1 @@
+"""Devices, reproducibility, files and run folders: nothing here knows of models or methods."""
