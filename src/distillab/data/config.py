@@ -20,6 +20,7 @@ class SplitConfig(Section):
     test_fraction: Fraction = Field(
         0.2, description="Share held out for the test where a folder has no test images of its own."
     )
+    seed: int = Field(0, ge=0, description="Seed of the split; apart from the run's, so that seeds share one split.")
     train_limit: int | None = Field(
         None, ge=1, description="Use only so many training images, the same share of every class."
     )

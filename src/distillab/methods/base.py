@@ -1,16 +1,21 @@
-"""The contract of a method, and how methods are found: by the names of the files beside this one."""
+"""The contract of a method, and how methods are found: by the names of the files beside this one.
+
+Imports no torch, so that names can be listed and checked at once.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import ClassVar, Generic, TypeVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from distillab.errors import ConfigError, nearest
-from distillab.models.features import ModelOutput
 from distillab.settings import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distillab.models.features import ModelOutput
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -24,7 +29,6 @@ class Method(Generic[ConfigT]):
         source: The paper.
         Config: The method's own settings.
         needs_teacher: False for a method that learns from labels alone.
-        needs_labels: False for a method that only imitates.
         couples_samples: True where terms are [] because samples are compared with each other.
     """
 
@@ -39,7 +43,7 @@ class Method(Generic[ConfigT]):
         self.config = config
 
     def layers(self) -> tuple[str | None, str | None] | None:
-        """The (teacher, student) layers it reads; None inside for the model's default hint layer; None: logits only."""
+        """The (teacher, student) layers it reads, None standing for a model's own; None for logits only."""
         return None
 
     def stops_at_layer(self) -> bool:
@@ -47,7 +51,7 @@ class Method(Generic[ConfigT]):
         return False
 
     def adapter(self, student_feature: Tensor, teacher_feature: Tensor) -> nn.Module | None:
-        """A trainable module that maps the student's feature to the teacher's space, made to fit these examples."""
+        """A trainable map from the student's feature to the teacher's space, made to fit these examples."""
         return None
 
     def terms(
@@ -60,8 +64,9 @@ class Method(Generic[ConfigT]):
         """Weighted terms that add up to the loss.
 
         Args:
-            student: Its output; `features` are already adapted, under the *student layer's* name.
-            teacher: Its output, constants; None for methods that need no teacher.
+            student: Its output. `features` holds the one layer that `layers` names, already adapted.
+            teacher: Its output, constants; `features` holds its one layer. None for methods that need no
+                teacher.
             labels: [N] integers or [N, C] probabilities.
             progress: [] share of this stage that is done, 0..1, on the device.
 
@@ -69,6 +74,28 @@ class Method(Generic[ConfigT]):
             name -> [N] (or [] where `couples_samples`), nats or squared units, float32 or wider.
         """
         raise NotImplementedError
+
+
+def logits_of(output: ModelOutput | None, role: str) -> Tensor:
+    """The logits of a model that a method cannot do without.
+
+    Args:
+        output: What the model said, if it was asked.
+        role: "student" or "teacher", for the message.
+
+    Returns:
+        [N, C] raw scores.
+
+    Raises:
+        ConfigError: There was no such model, or its forward pass stopped before the logits.
+    """
+    if output is None or output.logits is None:
+        raise ConfigError(
+            f"this method needs the {role}'s logits, and got none",
+            where=role,
+            hint="run the model to its end: only methods that stop at a layer may stop before the logits",
+        )
+    return output.logits
 
 
 def method_names() -> tuple[str, ...]:

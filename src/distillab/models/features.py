@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from distillab.errors import ConfigError, ShapeError, nearest
+from distillab.models.classifier import Chain, NormalizedModel, evaluation_mode
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -18,3 +27,203 @@ class ModelOutput:
 
     logits: Tensor | None
     features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def forward_features(
+    model: nn.Module, images: Tensor, layers: Sequence[str] = (), *, stop: bool = False
+) -> ModelOutput:
+    """Logits of a batch, and the outputs of some layers of any module.
+
+    Our own models give their links' outputs directly. Every other layer is read by a hook, which is gone when
+    this returns or raises; its output is cloned, since the operation that follows may work in place.
+
+    Args:
+        model: Any module that maps images to logits.
+        images: [N, 3, H, W] floats in [0, 1].
+        layers: Names as in `tappable_layers`.
+        stop: End after the last of `layers`: what comes later does not run, so that its BatchNorm statistics
+            stay as they are. `logits` is None then.
+
+    Returns:
+        Logits, and a feature for each of `layers`; gradients flow through both.
+
+    Raises:
+        ConfigError: An unknown layer, one that does not run, or `stop` without layers.
+        ShapeError: A layer that gives no tensor or runs more than once in a pass (a shared ReLU), logits that
+            are not [N, C]. With `stop`, a pass ends at the first run of its last layer.
+    """
+    if stop and not layers:
+        raise ConfigError("nothing to stop at: no layers are named", where="layers")
+    wanted = tuple(dict.fromkeys(layers))
+    modules = _modules(model, wanted)
+    if isinstance(model, Chain) and all(name in model.links or name in model.branches for name in wanted):
+        logits, features = model.tap(images, wanted, stop=stop)
+        return ModelOutput(logits, features)
+    features = {}
+    with _hooks(modules, _collector(features, len(wanted) if stop else None)):
+        try:
+            logits = _logits(model, images, wanted)
+        except _LastLayerReached:
+            logits = None
+    for name in wanted:
+        if name not in features:
+            raise ConfigError(
+                f"layer '{name}' does not run in this forward pass", where="layers", hint="name another layer"
+            )
+    return ModelOutput(logits, {name: features[name] for name in wanted})
+
+
+class _LastLayerReached(BaseException):
+    """Ends a forward pass from within a hook; no Exception, so that no `except` of the model catches it."""
+
+
+def _collector(features: dict[str, Tensor], stop_after: int | None) -> Callable[[str, Any], None]:
+    def collect(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ShapeError(f"layer '{name}' gives a {type(output).__name__}, not a tensor", where=name)
+        if name in features:
+            raise ShapeError(
+                f"layer '{name}' runs more than once in a forward pass",
+                where=name,
+                hint="name the layer around it",
+            )
+        features[name] = output.clone()
+        if len(features) == stop_after:
+            raise _LastLayerReached
+
+    return collect
+
+
+@contextlib.contextmanager
+def _hooks(modules: dict[str, nn.Module], collect: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `collect(name, output)` whenever one of the modules has run."""
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+
+            def hook(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                collect(name, output)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+def _logits(model: nn.Module, images: Tensor, layers: Sequence[str]) -> Tensor | None:
+    if isinstance(model, Chain):
+        # A side branch runs, and so fires its hook, only when it is asked for.
+        return model.tap(images, [name for name in layers if name in model.branches])[0]
+    logits = model(images)
+    if not isinstance(logits, Tensor):
+        raise ShapeError(
+            f"the model returns a {type(logits).__name__}, not a tensor of logits",
+            where=type(model).__name__,
+            hint="wrap it: NormalizedModel(model, num_classes, output=...)",
+        )
+    return logits
+
+
+def _named_root(model: nn.Module) -> nn.Module:
+    return model.inner if isinstance(model, NormalizedModel) else model
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    root = _named_root(model)
+    known = tappable_layers(model)
+    if name in known:
+        return root.get_submodule(name)
+    parent = name.rpartition(".")[0]
+    siblings = [other for other in known if other.rpartition(".")[0] == (parent if parent in known else "")]
+    raise ConfigError(f"the model has no layer '{name}'", where="layers", hint=nearest(name, siblings))
+
+
+def tappable_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of all layers that `forward_features` can read, in the order in which the model declares them."""
+    return tuple(name for name, _ in _named_root(model).named_modules(remove_duplicate=False) if name)
+
+
+def default_hint_layer(model: nn.Module, image_size: int) -> str:
+    """The layer that FitNets-like methods read where none is named: the middle of the model.
+
+    It is the model's own `hint_layer` where it has one. Elsewhere it is the middle one (the later of two) of the
+    top-level children that have parameters, run once and give a map [N, D, H, W] of more than one pixel; where
+    there is only one such child (a `features` block), the middle is looked for inside it.
+
+    Args:
+        model: Any module that maps images to logits.
+        image_size: Height and width of its input in pixels.
+
+    Returns:
+        A name among `tappable_layers`.
+
+    Raises:
+        ConfigError: No child gives a map.
+    """
+    own = getattr(model, "hint_layer", None)
+    if isinstance(own, str):
+        return own
+    parent = ""
+    while True:
+        maps = _children_with_maps(model, parent, image_size)
+        if len(maps) != 1:
+            break
+        parent = maps[0]
+    if maps:
+        return maps[len(maps) // 2]
+    if parent:
+        return parent
+    raise ConfigError(
+        "no layer of this model gives a map [N, D, H, W], so there is no middle one to take",
+        where="hint_layer",
+        hint="name one: " + ", ".join(tappable_layers(model)[:5]) + ", ...",
+    )
+
+
+def _children_with_maps(model: nn.Module, parent: str, image_size: int) -> list[str]:
+    children = {
+        f"{parent}.{name}".lstrip("."): child
+        for name, child in _named_root(model).get_submodule(parent).named_children()
+        if next(child.parameters(), None) is not None
+    }
+    runs: dict[str, list[Any]] = {name: [] for name in children}
+    with _hooks(children, lambda name, output: runs[name].append(output)):
+        _probe(model, image_size, model)
+    return [
+        name
+        for name, outputs in runs.items()
+        if len(outputs) == 1
+        and isinstance(outputs[0], Tensor)
+        and outputs[0].ndim == 4
+        and outputs[0][0, 0].numel() > 1
+    ]
+
+
+def probe_features(model: nn.Module, layers: Sequence[str], image_size: int) -> dict[str, Tensor]:
+    """Features of a small batch of seeded noise, to learn the shapes and signs of layers before any training.
+
+    The model stays as it is, bit for bit: parameters, buffers, the mode of every submodule; nor does any global
+    random generator move.
+
+    Args:
+        model: Any module that maps images to logits.
+        layers: Names as in `tappable_layers`.
+        image_size: Height and width of its input in pixels.
+
+    Returns:
+        layer -> [2, D, H, W] or [2, D], without gradient, on the model's device.
+
+    Raises:
+        ConfigError: As `forward_features`.
+        ShapeError: As `forward_features`.
+    """
+    return _probe(model, image_size, lambda images: forward_features(model, images, layers).features)
+
+
+def _probe(model: nn.Module, image_size: int, run: Callable[[Tensor], ResultT]) -> ResultT:
+    parameter = next(model.parameters(), torch.empty(0))
+    noise = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    with evaluation_mode(model), torch.no_grad():
+        return run(noise.to(parameter))
+
+
+def is_rectified(feature: Tensor) -> bool:
+    """Whether a feature has no negative element, as after a ReLU. Waits for the device: not for the hot path."""
+    return bool((feature >= 0).all())

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins and owns its folder; what goes wrong from here on is written down there."""
+
+    run_dir: Path
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,19 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StepsDone:
-    """Some steps were done; sent a few times a second at most and only when numbers were read anyway."""
+    """Some steps were done; sent a few times a second at most and only when numbers were read anyway.
+
+    Attributes:
+        step: Of this stage, 1-based.
+        total_steps: Of this stage.
+        loss: Mean since the last report, nats; None where it was not read.
+        train_top1: Share of right answers since the last report, 0..1; None where it was not read.
+    """
 
     step: int
     total_steps: int
+    loss: float | None = None
+    train_top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class Note:
     text: str
 
 
-Event = StageStarted | StepsDone | EpochEnded | Note
+Event = RunStarted | StageStarted | StepsDone | EpochEnded | Note
 Observer = Callable[[Event], None]
 
 

@@ -68,3 +68,11 @@ class TrainingConfig(Section):
     precision: Precision = Field(
         "auto", description="float32, bfloat16 where the device does it well (auto), or always."
     )
+
+
+class Regime(Section):
+    """How one model is trained: the three sections together, as they stand in a recipe."""
+
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()

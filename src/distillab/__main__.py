@@ -1,0 +1,83 @@
+"""The program: runs a command and turns what happens into an exit code. `python -m distillab` works too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from distillab import cli
+from distillab.errors import DistillabError
+from distillab.terminal import Screen
+
+Program = Callable[[Sequence[str], Screen], None]
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_TERMINATED = 143
+
+
+def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
+    """Run a command line to its end.
+
+    Args:
+        words: Those after the program's name; the process's own if None.
+        program: What gives them a meaning.
+
+    Returns:
+        0 done; 1 a bug, its traceback kept in a file; an error's own code (see `errors.py`); 130 Ctrl-C;
+        141 the reader of stdout went away; 143 SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    screen = Screen()
+    try:
+        program(list(sys.argv[1:] if words is None else words), screen)
+        sys.stdout.flush()
+    except DistillabError as error:
+        screen.complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; what it would complain about is no news.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001
+        place = _keep_traceback(screen.run_dir)
+        print(f"internal error: {type(error).__name__}: {error} (this is a bug)\n  where: {place}", file=sys.stderr)
+        return DistillabError.exit_code
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED)
+
+
+def _keep_traceback(run_dir: Path | None) -> Path:
+    """Write the traceback of the error at hand to the run's folder, else to a temporary file."""
+    text = traceback.format_exc()
+    if run_dir is not None:
+        path = run_dir / "traceback.txt"
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            pass  # the folder may be what is broken: a temporary file will do
+        else:
+            return path
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="distillab-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    return Path(file.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

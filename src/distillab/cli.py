@@ -1,0 +1,134 @@
+"""The command line: words in, verbs out. Its help and completion import no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
+
+from distillab import __version__
+from distillab.errors import ConfigError
+from distillab.terminal import Screen
+
+RUN = Group("Run", sort_key=2)
+
+_VERBS = (
+    ("train", "training:train", "Train one model alone: a teacher, an assistant or a student."),
+    ("distill", "training:distill", "Distil a teacher into a student, by any method."),
+    ("evaluate", "using:evaluate", "Measure a saved model on test images."),
+    ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
+    ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
+    ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
+)
+_LISTS = ("methods", "models", "datasets", "recipes")
+
+_EXAMPLES = {
+    "distillab": """\
+  distillab demo
+  distillab train --recipe digits-modern --role teacher --output runs/teacher
+  distillab distill --recipe digits-modern --teacher runs/teacher""",
+    "train": """\
+  distillab train --recipe digits-modern --role teacher --output runs/teacher
+  distillab train --data photos/ --model cnn16 --training.epochs 20""",
+    "distill": """\
+  distillab distill --recipe digits-modern --teacher runs/teacher
+  distillab distill --method takd --teacher runs/teacher --seed 5 --dry-run
+  distillab distill --method st --distill.temperature 2
+  distillab distill --method st --help          (shows the method's settings)""",
+    "evaluate": """\
+  distillab evaluate runs/student
+  distillab evaluate student.pth --model cnn16 --data cifar10 --teacher runs/teacher""",
+    "predict": """\
+  distillab predict runs/student photos/ > predictions.csv
+  distillab predict runs/student cat.png dog.png --json""",
+    "demo": """\
+  distillab demo --output runs/demo --json > demo.json""",
+    "doctor": """\
+  distillab doctor""",
+    "list": """\
+  distillab list methods
+  distillab list recipes --json""",
+}
+
+
+def run(words: Sequence[str], screen: Screen) -> None:
+    """Do what the words of a command line say.
+
+    Args:
+        words: Those after the program's name.
+        screen: Where results and progress go.
+
+    Raises:
+        DistillabError: Anything deliberate; wrong words are a ConfigError.
+    """
+    try:
+        dispatch(build_app(words, screen), words, screen)
+    except CycloptsError as error:
+        raise usage_error(error) from error
+
+
+def build_app(words: Sequence[str], screen: Screen) -> App:
+    """All commands, their modules loaded when they are named.
+
+    Args:
+        words: Those after the program's name. The flags of `distill` depend on them: a method has its own.
+        screen: Where help is shown.
+    """
+    app = App(
+        name="distillab",
+        help="Knowledge distillation of image classifiers: train a teacher, distil it into a student, compare.",
+        version=f"distillab {__version__}",
+        version_format="plaintext",
+        help_format="plaintext",
+        help_epilogue=_epilogue("distillab"),
+        group_parameters=RUN,
+        console=screen.out,
+        error_console=screen.err,
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+        exit_on_error=False,
+        print_error=False,
+        verbose=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for name, home, summary in _VERBS:
+        if name == "distill" and words[:1] == ["distill"]:
+            from distillab.commands.training import distill_command, distill_flags
+
+            app.command(distill_command(distill_flags(words[1:])), name=name, help_epilogue=_epilogue(name))
+        else:
+            app.command(f"distillab.commands.{home}", name=name, help=summary, help_epilogue=_epilogue(name))
+    lists = App(name="list", help="What there is: methods, models, data sets, recipes.", help_epilogue=_epilogue("list"))
+    for name in _LISTS:
+        lists.command(f"distillab.commands.showing:list_{name}", name=name)
+    app.command(lists)
+    app.register_install_completion_command(help="Teach this shell to complete distillab's words.")
+    return app
+
+
+def _epilogue(name: str) -> str:
+    return f"Examples:\n{_EXAMPLES[name]}"
+
+
+def dispatch(app: App, words: Sequence[str], screen: Screen) -> None:
+    """Run the command that the words name, on this screen.
+
+    Raises:
+        CycloptsError: The words are not a command and its flags.
+        DistillabError: What the command raises.
+    """
+    command, bound, injected = app.parse_args(list(words))
+    extra = {"screen": screen} if "screen" in injected else {}
+    command(*bound.args, **bound.kwargs, **extra)
+
+
+def usage_error(error: CycloptsError) -> ConfigError:
+    """A complaint about the words of a command as one of ours."""
+    manual = f"`{' '.join(['distillab', *(error.command_chain or ())])} --help` shows what there is"
+    if isinstance(error, UnusedCliTokensError):
+        return ConfigError(f"unexpected: {' '.join(error.unused_tokens or ())}", hint=manual)
+    message, asked, suggestion = str(error).partition(" Did you mean ")
+    message, known, commands = message.partition(" Available commands: ")
+    if isinstance(error, UnknownOptionError):
+        message = message.replace("option:", "option")
+    hint = f"did you mean {suggestion}" if asked else f"known: {commands}" if known else manual
+    return ConfigError((message[:1].lower() + message[1:]).rstrip("."), hint=hint)

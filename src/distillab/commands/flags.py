@@ -1,0 +1,105 @@
+"""Flags of the command line: those that verbs share, and those made from the fields of a config. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+from cyclopts import Group, Parameter
+from pydantic.fields import FieldInfo
+
+from distillab.config import recipe_names
+from distillab.models.catalog import MODELS
+from distillab.settings import Section
+from distillab.stages import PLANS
+from distillab.terminal import Screen
+
+COMMAND = Group("Command", sort_key=0)
+METHOD = Group("Method", sort_key=1)
+
+EVERY_FIELD = Parameter(name="*")
+"""Every entry of the dictionary is a flag of its own."""
+
+Injected: TypeAlias = Annotated[Screen, Parameter(parse=False)]
+"""The screen, which the dispatcher passes in."""
+
+Quiet: TypeAlias = Annotated[
+    bool, Parameter(negative="", show_default=False, group=COMMAND, help="Say nothing but the result (and errors).")
+]
+Json: TypeAlias = Annotated[
+    bool, Parameter(negative="", show_default=False, group=COMMAND, help="Give the result as one JSON object on stdout.")
+]
+AllowCode: TypeAlias = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        show_default=False,
+        group=COMMAND,
+        help="Let recipes, run folders and weight files name functions of packages, and run those.",
+    ),
+]
+
+Completer: TypeAlias = Callable[[Any], Iterable[str]]
+COMPLETERS: Mapping[str, Completer] = {
+    "method": lambda _: PLANS,
+    **dict.fromkeys(("model", "teacher", "assistant", "student"), lambda _: MODELS),
+}
+"""What the shell offers as values of a field."""
+
+Recipe: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        group=COMMAND,
+        help="Start from these values: a name ('distillab list recipes'), a TOML file or a run folder."
+        " Flags override them.",
+        completer=lambda _: recipe_names(),
+    ),
+]
+
+_METHOD_FIELDS = ("method", "teacher", "teacher_model", "assistant", "student", "alone")
+_NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are written in a recipe
+
+
+def flags_of(
+    config: type[Section], *, only: Sequence[str] = (), replaced: Mapping[str, type[Section]] | None = None
+) -> Any:
+    """The type of a command's flags: a dictionary of the fields that were given, nested as the config is.
+
+    A dictionary and not the config itself, for two reasons: only what was given may be laid over a recipe, and
+    cyclopts would read the sources of all model classes for docstrings, which takes half a second.
+
+    Args:
+        config: Whose fields become flags; those of a section are `--section.field`, in a panel of their own.
+        only: Take these fields alone; all of them if empty.
+        replaced: Sections that stand in the place of fields.
+    """
+    fields: dict[str, Any] = {}
+    for position, (name, field) in enumerate(config.model_fields.items()):
+        if name in _NOT_A_FLAG or (only and name not in only):
+            continue
+        section = (replaced or {}).get(name, field.annotation)
+        if isinstance(section, type) and issubclass(section, Section):
+            panel = Group(_title(name), help=section.__doc__ or "", sort_key=_order(name, position))
+            fields[name] = Annotated[flags_of(section), Parameter(group=panel)]
+        elif name in _METHOD_FIELDS:
+            fields[name] = Annotated[field.annotation, _flag(name, field), Parameter(group=METHOD)]
+        else:
+            fields[name] = Annotated[field.annotation, _flag(name, field)]
+    return TypedDict(f"{config.__name__}Flags", fields, total=False)  # type: ignore[operator]
+
+
+def _flag(name: str, field: FieldInfo) -> Parameter:
+    default = field.get_default(call_default_factory=True)
+    return Parameter(
+        help=(field.description or "").replace("`", "'"),
+        show_default=False if default in (None, "", (), {}) else str(default),
+        completer=COMPLETERS.get(name),
+    )
+
+
+def _title(name: str) -> str:
+    return "Settings of the method" if name == "distill" else name.replace("_", " ").capitalize()
+
+
+def _order(name: str, position: int) -> int:
+    return 1 if name == "distill" else 10 + position

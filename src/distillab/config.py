@@ -1,0 +1,283 @@
+"""The settings of a run: the owners' sections put together, and recipes to fill them. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import Field
+
+from distillab.data.config import AugmentConfig, SplitConfig
+from distillab.errors import ConfigError, nearest
+from distillab.settings import Section, validated
+from distillab.stages import Role, Stage, find_plan, plan_options, stage_method
+from distillab.training.config import OptimizerConfig, Regime, ScheduleConfig, TrainingConfig
+
+
+class RoleTraining(Section):
+    """Where a teacher or assistant is trained otherwise than the student."""
+
+    epochs: int | None = Field(None, ge=1, description="Its epochs; the student's if not given.")
+    learning_rate: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, description="Its learning rate; the student's if not given."
+    )
+    weight_decay: float | None = Field(
+        None, ge=0.0, allow_inf_nan=False, description="Its weight decay; the student's if not given."
+    )
+
+
+class RunConfig(Section):
+    """Settings that every run has."""
+
+    data: str = Field(
+        "digits", description="A data set's name (`distillab list datasets`), or a path: images or an archive."
+    )
+    data_dir: Path = Field(Path("data"), description="Where downloads and decoded images are kept.")
+    offline: bool = Field(False, description="Never download.")
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="Side that images are resized to, in pixels; the model's if not given."
+    )
+    output: Path | None = Field(None, description="The run folder; made under runs/ if not given.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of initial weights, order and augmentation.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; as many as there are cores if not given.")
+    split: SplitConfig = SplitConfig()
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class TrainConfig(RunConfig):
+    """Settings of `distillab train`: one model, alone."""
+
+    role: Role = Field("student", description="Which of the recipe's models: teacher, assistant or student.")
+    model: str = Field(
+        "", description="Model name (`distillab list models`), timm:NAME or package.module:function; the role's if not given."
+    )
+
+
+class DistillConfig(RunConfig):
+    """Settings of `distillab distill`: a teacher, a method and a student."""
+
+    method: str = Field("st", description="One of the plans of `distillab list methods`.")
+    teacher: str = Field(
+        "cnn8", description="A run folder or weight file, or a model name: then it is trained first."
+    )
+    teacher_model: str | None = Field(
+        None, description="Architecture of a teacher's weight file that does not say its own."
+    )
+    assistant: str = Field("cnn12", description="Model name of the assistant, for the methods that have one.")
+    student: str = Field("cnn16", description="Model name of the student.")
+    teacher_training: RoleTraining = RoleTraining()
+    assistant_training: RoleTraining = RoleTraining()
+    alone: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings laid over these wherever a model is trained on labels alone: teachers, baselines.",
+    )
+    distill: dict[str, Any] = Field(
+        default_factory=dict, description="The method's own settings (`distillab distill --method NAME --help`)."
+    )
+    stages: tuple[Stage, ...] = Field((), description="Stages of a plan of one's own, with method 'custom'.")
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+Values = Mapping[str, Any]
+
+_RECIPES = resources.files("distillab") / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the shipped recipes."""
+    return tuple(sorted(Path(entry.name).stem for entry in _RECIPES.iterdir() if entry.name.endswith(".toml")))
+
+
+def recipe_summary(name: str) -> str:
+    """First comment line of a shipped recipe."""
+    return (_RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def load_recipe(name: str, *, allow_code: bool = False) -> dict[str, Any]:
+    """Read the values of a recipe.
+
+    Args:
+        name: A shipped recipe's name, a TOML file, or a run folder (its `config.toml`).
+        allow_code: Let it name functions of packages (`package.module:function`), which would be run.
+
+    Raises:
+        ConfigError: No such recipe, not TOML, a setting unknown, or code is named without `allow_code`.
+    """
+    path = Path(name)
+    if name in recipe_names():
+        text = (_RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        file = path / "config.toml" if path.is_dir() else path
+        if not file.is_file():
+            raise ConfigError(f"no recipe or file '{name}'", where="recipe", hint=nearest(name, recipe_names()))
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe: {error}", where=str(file)) from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"not valid TOML: {error}", where=name, hint="see `distillab list recipes` for good ones"
+        ) from None
+    known = {**TrainConfig.model_fields, **DistillConfig.model_fields}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown setting '{key}'", where=f"{name}: {key}", hint=nearest(key, known))
+    if not allow_code:
+        _refuse_code(values, name)
+    return values
+
+
+def _refuse_code(values: Values, recipe: str) -> None:
+    for key in ("data", "model", "teacher", "teacher_model", "assistant", "student"):
+        value = values.get(key)
+        if isinstance(value, str) and names_code(value):
+            raise ConfigError(
+                f"the recipe names code that would be run: {value}",
+                where=f"{recipe}: {key}",
+                hint="read that code; if you trust it, add --allow-code",
+            )
+
+
+def names_code(spec: str) -> bool:
+    """Whether a model or data set is a function of some package (`package.module:function`)."""
+    home, colon, _ = spec.partition(":")
+    return bool(colon) and home not in ("timm", "torchvision") and not Path(spec).exists()
+
+
+def merged(base: Values, over: Values) -> dict[str, Any]:
+    """Values of `base`, those of `over` laid upon them, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def resolve_train(recipe: Values, flags: Values) -> TrainConfig:
+    """Settings of `distillab train`: recipe, then flags. What the recipe says of models alone, and of this role,
+    takes effect here, so that the result stands for itself.
+
+    Raises:
+        ConfigError: A setting is unknown, out of bounds, or without effect.
+    """
+    values = merged(recipe, flags)
+    role = values.get("role", "student")
+    whole = {key: value for key, value in values.items() if key in DistillConfig.model_fields}
+    settings = settings_of(alone(validated(DistillConfig, whole), role))
+    named = {"role": role, "model": values.get("model") or settings.get(role, "")}
+    own = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
+    mine = {key: value for key, value in flags.items() if key in TrainConfig.model_fields}
+    return check(validated(TrainConfig, merged({**own, **named}, mine)))
+
+
+def alone(config: DistillConfig, role: Role) -> DistillConfig:
+    """The settings by which a role is trained on labels only."""
+    values = merged(settings_of(config), config.alone)
+    return for_role(validated(DistillConfig, values), role)
+
+
+def for_role(config: DistillConfig, role: Role) -> DistillConfig:
+    """The settings with a role's own epochs and rates in the place of the student's."""
+    if role == "student":
+        return config
+    own = (config.teacher_training if role == "teacher" else config.assistant_training).model_dump(exclude_none=True)
+    epochs = {"epochs": own.pop("epochs")} if "epochs" in own else {}
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update=epochs),
+            "optimizer": config.optimizer.model_copy(update=own),
+        }
+    )
+
+
+def resolve_distill(recipe: Values, flags: Values) -> DistillConfig:
+    """Settings of `distillab distill`: recipe, then flags, the method's own settings checked and filled in.
+
+    Imports the methods, hence torch.
+
+    Raises:
+        ConfigError: A setting is unknown, out of bounds, or without effect.
+    """
+    values = merged(recipe, flags)
+    own = {key: value for key, value in values.items() if key in DistillConfig.model_fields}
+    if "method" in flags and "method" in recipe and flags["method"] != recipe["method"]:
+        # The recipe's values of another method's settings do not belong to this one.
+        known = plan_options(find_plan(own["method"], validated(DistillConfig, own).stages)).model_fields
+        kept = {key: value for key, value in recipe.get("distill", {}).items() if key in known}
+        own["distill"] = {**kept, **flags.get("distill", {})}
+    config = validated(DistillConfig, own)
+    plan = find_plan(config.method, config.stages)
+    options = validated(plan_options(plan), config.distill, where="distill")
+    filled = options.model_dump(mode="json", exclude_none=True)
+    for stage in plan.stages:
+        stage_method(stage, filled)  # its own checks: a setting may not go with what the plan fixes
+    for role in ("teacher", "student"):
+        check(alone(config, role))
+    return check(config.model_copy(update={"method": plan.name, "distill": filled}))
+
+
+def check(config: ConfigT) -> ConfigT:
+    """Refuse settings that contradict each other or have no effect.
+
+    Raises:
+        ConfigError: Naming the field.
+    """
+    optimizer, schedule, training = config.optimizer, config.schedule, config.training
+
+    def without_effect(field: str, because: str) -> ConfigError:
+        return ConfigError(f"{field} has no effect {because}", where=field, hint="leave it out, or change the other")
+
+    if optimizer.name != "sgd":
+        for name in ("momentum", "nesterov"):
+            if getattr(optimizer, name) is not None:
+                raise without_effect(f"optimizer.{name}", f"with optimizer.name '{optimizer.name}'")
+    if optimizer.nesterov and optimizer.momentum == 0.0:
+        raise ConfigError("Nesterov's form needs momentum", where="optimizer.nesterov", hint="raise optimizer.momentum")
+    if schedule.name == "multi_step":
+        if not schedule.milestones:
+            raise ConfigError(
+                "multi_step needs milestones", where="schedule.milestones", hint="for example [10, 15]"
+            )
+        if list(schedule.milestones) != sorted(set(schedule.milestones)) or schedule.milestones[0] < 1:
+            raise ConfigError(
+                "milestones are epochs in rising order", where="schedule.milestones", hint="for example [10, 15]"
+            )
+    else:
+        for name in ("milestones", "factor"):
+            if getattr(schedule, name) is not None:
+                raise without_effect(f"schedule.{name}", f"with schedule.name '{schedule.name}'")
+    if training.early_stop_patience is not None and config.split.validation_fraction == 0.0:
+        raise ConfigError(
+            "early stopping needs validation images",
+            where="training.early_stop_patience",
+            hint="raise split.validation_fraction",
+        )
+    return config
+
+
+def regime_of(config: RunConfig) -> Regime:
+    """How a model is trained, out of a run's settings."""
+    return Regime(training=config.training, optimizer=config.optimizer, schedule=config.schedule)
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Plain values of a config, such as TOML and JSON take; what is not set is left out."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def to_toml(config: RunConfig) -> str:
+    """The config as a recipe: reading it again gives the same config, in a new run folder."""
+    values = settings_of(config)
+    values.pop("output", None)  # a run made again gets a folder of its own
+    return tomli_w.dumps(values)

@@ -1,0 +1,159 @@
+"""Batches of a user's own loader, behind the interface of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillab.data.batch import UNCHANGED, Batch
+from distillab.errors import DataError, ShapeError
+
+
+class LoaderBatches:
+    """A loader's batches, to train or to evaluate with.
+
+    Order and augmentation are the loader's own: a run resumes by skipping batches, and comes out the same only if the
+    loader gives the same ones again. `set_epoch` of the loader, its sampler and its batch sampler is called where
+    there is one.
+
+    Attributes:
+        num_samples: Images in the set (`len(loader.dataset)`); None where the loader has no `dataset`.
+        steps_per_epoch: `len(loader)`.
+
+    Args:
+        loader: Can be gone through again and again, has a length, and gives `Batch`, (images, labels) or (images,
+            labels, indices): images [N, 3, S, S], float 0..1 or uint8 0..255; labels [N] integers or [N, C]
+            probabilities; indices [N] integers.
+        device: Where batches are moved to.
+
+    Raises:
+        DataError: The loader has no length, or none but zero.
+    """
+
+    def __init__(self, loader: Any, *, device: torch.device) -> None:
+        try:
+            self.steps_per_epoch = len(loader)
+        except TypeError:
+            raise DataError(
+                f"{type(loader).__name__} has no length", where="loader", hint="give it __len__: batches an epoch"
+            ) from None
+        if not self.steps_per_epoch:
+            raise DataError("the loader has no batches", where="loader", hint="is its batch larger than its data?")
+        try:
+            self.num_samples: int | None = len(loader.dataset)
+        except (AttributeError, TypeError):
+            self.num_samples = None
+        self._loader = loader
+        self._device = device
+        self._is_checked = False
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(UNCHANGED, 0)
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch.
+
+        Args:
+            epoch: Its number, which is also the view.
+            start_step: Skip so many batches at the beginning; the loader makes them all the same.
+
+        Raises:
+            ShapeError: The first batch's images, labels or indices have a shape that does not work.
+            DataError: They are of a type, or in a range, that does not work.
+        """
+        for owner in (
+            self._loader,
+            getattr(self._loader, "sampler", None),
+            getattr(self._loader, "batch_sampler", None),
+        ):
+            set_epoch = getattr(owner, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(epoch)
+        return self._batches(epoch, start_step)
+
+    def _batches(self, view: int, start_step: int) -> Iterator[Batch]:
+        for step, item in enumerate(self._loader):
+            if step >= start_step:
+                yield self._batch(item, view)
+
+    def _batch(self, item: Any, view: int) -> Batch:
+        images, labels, indices = _parts(item)
+        if not self._is_checked:
+            # Once, before anything is moved: later ones would make the device wait.
+            _check_images(images)
+            _check_labels(labels, images)
+            _check_indices(indices, images)
+            self._is_checked = True
+        images = images.to(self._device, non_blocking=True)
+        images = images / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
+        labels = labels.to(self._device, non_blocking=True)
+        labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
+        if indices is not None:
+            indices = indices.to(self._device, torch.int64, non_blocking=True)
+        return Batch(images.contiguous(memory_format=torch.channels_last), labels, indices, view)
+
+
+def _parts(item: Any) -> tuple[Any, Any, Any]:
+    if isinstance(item, Batch):
+        return item.images, item.labels, item.indices
+    if isinstance(item, (tuple, list)) and len(item) in (2, 3):
+        return (*item, None) if len(item) == 2 else tuple(item)
+    size = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+    raise DataError(
+        f"the loader gives a {type(item).__name__}{size}",
+        where="loader",
+        hint="give (images, labels) or (images, labels, indices)",
+    )
+
+
+def _check_images(images: Any) -> None:
+    where = "loader: images"
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are a {type(images).__name__}", where=where, hint="give a torch.Tensor")
+    shape = list(images.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        is_last = len(shape) == 4 and shape[3] == 3
+        hint = "images.permute(0, 3, 1, 2)" if is_last else "greyscale: images.expand(-1, 3, -1, -1)"
+        raise ShapeError(f"images have shape {shape}, not [N, 3, H, W]", where=where, hint=hint)
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise DataError(f"images are {images.dtype}", where=where, hint="give float 0..1 or uint8 0..255")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= 0.0 and high <= 1.0):
+        raise DataError(
+            f"images run from {low:.3g} to {high:.3g}",
+            where=where,
+            hint="give 0..1, not normalised: a model's first layer does that",
+        )
+
+
+def _check_labels(labels: Any, images: Tensor) -> None:
+    where = "loader: labels"
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels are a {type(labels).__name__}", where=where, hint="give a torch.Tensor")
+    wanted = 2 if labels.is_floating_point() else 1
+    if labels.ndim != wanted or len(labels) != len(images):
+        raise ShapeError(
+            f"labels have shape {list(labels.shape)} for {len(images)} images",
+            where=where,
+            hint="give integers [N] or probabilities [N, C]",
+        )
+    if labels.min() < 0:
+        raise DataError(f"the smallest label is {labels.min().item()}", where=where, hint="labels start at 0")
+
+
+def _check_indices(indices: Any, images: Tensor) -> None:
+    if indices is None:
+        return
+    where = "loader: indices"
+    if not isinstance(indices, Tensor) or indices.is_floating_point():
+        raise DataError("indices are not whole numbers in a tensor", where=where, hint="give a tensor of int64")
+    if indices.shape != images.shape[:1]:
+        raise ShapeError(f"indices have shape {list(indices.shape)} for {len(images)} images", where=where)

@@ -1,0 +1,188 @@
+"""One pass of a model over images that it has not learned from, and the numbers that go into a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distillab.data.batches import Batch
+from distillab.errors import ConfigError, DataError, NonFiniteLossError
+from distillab.evaluation import metrics
+from distillab.models.features import forward_features
+from distillab.tensors import check_labels, check_logits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is worth on a set of images.
+
+    Attributes:
+        num_samples: Images in the set.
+        top1: Share of images whose label has the largest logit, 0..1.
+        top5: Share of images whose label is among the five largest; None for fewer than six classes.
+        nll: Mean negative log-likelihood of the labels, nats.
+        ece: Expected calibration error in 15 bins, 0..1.
+        teacher_agreement: Share of images for which it chooses as the teacher does; None without a teacher.
+        teacher_divergence: Mean KL(teacher || model), nats; None without a teacher.
+        top1_where_teacher_wrong: Its top-1 where the teacher errs; None without a teacher, or if it never
+            errs.
+    """
+
+    num_samples: int
+    top1: float
+    top5: float | None
+    nll: float
+    ece: float
+    teacher_agreement: float | None = None
+    teacher_divergence: float | None = None
+    top1_where_teacher_wrong: float | None = None
+
+    def as_dict(self) -> dict[str, int | float | None]:
+        """The attributes by name, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    teacher: nn.Module | None = None,
+    teacher_logits: Tensor | None = None,
+    autocast_dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """Measure a model, and how much it is like its teacher.
+
+    Args:
+        model: Images to logits, on the device of the batches. Left in the mode that it was in.
+        batches: Images [N, 3, H, W] and labels [N] integers; gone through once a model, in the same order.
+        teacher: Whom to compare it with, run over the same batches.
+        teacher_logits: [N, C] what `collect_logits` gave for the teacher, instead of it.
+        autocast_dtype: Type for mixed precision of the forward passes; None for the model's own.
+
+    Returns:
+        The numbers of a table's row.
+
+    Raises:
+        ConfigError: Both a teacher and its logits are given.
+        DataError: There are no batches.
+        ShapeError: Teacher, model and labels do not belong together.
+        NonFiniteLossError: Logits are NaN or infinite.
+    """
+    if teacher is not None and teacher_logits is not None:
+        raise ConfigError("teacher and teacher_logits are both given", where="teacher", hint="leave one out")
+    logits, labels = collect_logits(model, batches, autocast_dtype=autocast_dtype)
+    if teacher is not None:
+        teacher_logits, _ = collect_logits(teacher, batches, autocast_dtype=autocast_dtype)
+    return evaluate_logits(logits, labels, teacher_logits)
+
+
+def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Evaluation:
+    """The same numbers from logits that are there already.
+
+    Args:
+        logits: [N, C] raw scores.
+        labels: [N] integers in 0..C-1.
+        teacher_logits: [N, C] the teacher's, if it is to be compared with.
+
+    Returns:
+        The numbers of a table's row.
+
+    Raises:
+        ShapeError: Logits, labels and the teacher's logits do not belong together.
+        NonFiniteLossError: Logits are NaN or infinite.
+    """
+    check_logits(logits=logits)
+    check_labels(labels, logits, mixed=False)
+    _check_finite("the model", logits)
+    own = {
+        "top1": metrics.top_k_accuracy(logits, labels, 1),
+        "nll": metrics.negative_log_likelihood(logits, labels),
+        "ece": metrics.expected_calibration_error(logits, labels),
+    }
+    top5 = metrics.top_k_accuracy(logits, labels, 5).item() if logits.shape[1] > 5 else None
+    shared = {} if teacher_logits is None else _compare(logits, teacher_logits, labels)
+    return Evaluation(
+        num_samples=len(labels), top5=top5, **{name: value.item() for name, value in own.items()}, **shared
+    )
+
+
+def collect_logits(
+    model: nn.Module, batches: Iterable[Batch], *, autocast_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a model says of every image, and what is right.
+
+    The model runs in evaluation mode without gradients; afterwards each of its modules is in the mode that
+    it was in. All stays on the device until the caller reads it.
+
+    Args:
+        model: Images to logits, on the device of the batches.
+        batches: Images [N, 3, H, W] and labels [N] integers.
+        autocast_dtype: Type for mixed precision of the forward passes; None for the model's own.
+
+    Returns:
+        Logits [N, C] float32 and labels [N], in the order of the batches.
+
+    Raises:
+        DataError: There are no batches.
+        ShapeError: Logits are not [N, C], or labels are not [N] integers.
+    """
+    collected, labels = [], []
+    with evaluation_mode(model), torch.no_grad():
+        for batch in batches:
+            with torch.autocast(
+                batch.images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None
+            ):
+                logits = forward_features(model, batch.images).logits
+            assert logits is not None, "a forward pass that does not stop ends in logits"
+            check_logits(logits=logits)
+            check_labels(batch.labels, logits, mixed=False)
+            collected.append(logits.float())
+            labels.append(batch.labels)
+    if not collected:
+        raise DataError(
+            "there are no images to evaluate on",
+            where="batches",
+            hint="give at least one batch; a generator is spent after one pass, a list is not",
+        )
+    return torch.cat(collected), torch.cat(labels)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module returns to its own mode, also where they differ.
+
+    Args:
+        model: Dropout is off and BatchNorm reads its running statistics inside the block.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _compare(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    check_logits(logits=logits, teacher_logits=teacher_logits)
+    _check_finite("the teacher", teacher_logits)
+    where_wrong = metrics.accuracy_where_teacher_wrong(logits, teacher_logits, labels)
+    return {
+        "teacher_agreement": metrics.agreement(logits, teacher_logits).item(),
+        "teacher_divergence": metrics.divergence(logits, teacher_logits).item(),
+        "top1_where_teacher_wrong": None if where_wrong.isnan() else where_wrong.item(),
+    }
+
+
+def _check_finite(role: str, logits: Tensor) -> None:
+    bad = int((~logits.isfinite().all(dim=1)).sum())
+    if bad:
+        raise NonFiniteLossError(
+            f"{role} gives NaN or infinite logits for {bad} of {len(logits)} images",
+            where="evaluation",
+            hint="training diverged: lower the learning rate, or clip the gradient",
+        )

@@ -1,0 +1,167 @@
+"""A trained model at work: evaluated on a data set, or asked about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distillab.config import RunConfig
+from distillab.data.batches import EvaluationBatches
+from distillab.data.catalog import open_dataset
+from distillab.data.decoding import decode_image
+from distillab.data.image_folder import find_images
+from distillab.errors import DataError, ShapeError
+from distillab.evaluation.cost import count_macs, count_parameters
+from distillab.evaluation.evaluate import evaluate
+from distillab.evaluation.metrics import noise_in_words
+from distillab.models.classifier import Classifier
+from distillab.models.weights import load_model
+from distillab.runtime.device import Compute, choose_compute
+from distillab.runtime.events import Observer, silent
+
+
+def evaluate_file(
+    source: str,
+    config: RunConfig,
+    *,
+    teacher: str | None = None,
+    teacher_model: str | None = None,
+    model: str | None = None,
+    batch_size: int = 512,
+    allow_code: bool = False,
+    observer: Observer = silent,
+) -> dict[str, Any]:
+    """How good a saved model is on the test images of a data set.
+
+    Args:
+        source: Weight file or run folder.
+        config: Names the data, the device and the precision.
+        teacher: Weight file or run folder to compare with, or None.
+        teacher_model: Architecture of the teacher, where its file does not say.
+        model: Architecture of the model, where its file does not say.
+        batch_size: Images at once.
+        allow_code: Models may be functions of packages.
+        observer: Is told of assumptions.
+
+    Returns:
+        "source", "data", "test" (see `Evaluation`), "cost" and "noise", ready for JSON.
+    """
+    compute = choose_compute(config.device, config.training.precision)
+    student = _load(source, model, None, compute, allow_code, observer)
+    size = config.image_size or student.image_size
+    dataset = open_dataset(
+        config.data,
+        data_dir=config.data_dir,
+        offline=config.offline,
+        image_size=size,
+        split=config.split,
+        allow_code=allow_code,
+        observer=observer,
+    )
+    if student.num_classes != dataset.num_classes:
+        raise ShapeError(
+            f"the model knows {student.num_classes} classes, the data has {dataset.num_classes}",
+            where=source,
+            hint="give the data that it was trained on: --data",
+        )
+    guide = _load(teacher, teacher_model, dataset.num_classes, compute, allow_code, observer) if teacher else None
+    batches = EvaluationBatches(
+        dataset.test.images,
+        dataset.test.labels,
+        None,
+        batch_size=batch_size,
+        device=compute.device,
+        image_size=size,
+    )
+    found = evaluate(student, batches, teacher=guide, autocast_dtype=compute.autocast_dtype)
+    return {
+        "source": source,
+        "data": dataset.name,
+        "test": found.as_dict(),
+        "cost": {"parameters": count_parameters(student), "macs": count_macs(student, size)},
+        "noise": noise_in_words(found.top1, found.num_samples),
+    }
+
+
+def predict_files(
+    source: str,
+    inputs: Sequence[Path],
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    allow_code: bool = False,
+    observer: Observer = silent,
+) -> list[dict[str, Any]]:
+    """What a saved model sees in images.
+
+    Args:
+        source: Weight file or run folder.
+        inputs: Image files, and folders that are searched for images.
+        model: Architecture, where the file does not say.
+        device: See `RunConfig.device`.
+        batch_size: Images at once.
+        allow_code: The model may be a function of a package.
+        observer: Is told of assumptions.
+
+    Returns:
+        One record an image, in the order given, folders sorted by path: "file", "class" (its name, or its number
+        where the model does not know names), "label", "confidence" (0..1) and "probabilities" by class.
+
+    Raises:
+        DataError: There are no images, or one cannot be read (it is named).
+    """
+    compute = choose_compute(device)
+    classifier = _load(source, model, None, compute, allow_code, observer)
+    size = classifier.image_size
+    files = [file for entry in inputs for file in find_images(entry)]
+    if not files:
+        raise DataError("there are no images", where=", ".join(map(str, inputs)), hint="give image files or a folder")
+    names = list(classifier.classes or map(str, range(classifier.num_classes)))
+    records: list[dict[str, Any]] = []
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
+        images = torch.stack([torch.from_numpy(decode_image(file, size)) for file in chunk])  # [N, S, S, 3] uint8
+        records += _records(chunk, _probabilities(classifier, images, compute), names)
+    return records
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, images: torch.Tensor, compute: Compute) -> torch.Tensor:
+    pixels = images.to(compute.device).permute(0, 3, 1, 2).float() / 255.0  # [N, 3, S, S]
+    with compute.autocast():
+        logits = model(pixels)
+    return logits.double().softmax(dim=1).cpu()
+
+
+def _records(files: Sequence[Path], probabilities: torch.Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    confidences, labels = probabilities.max(dim=1)
+    return [
+        {
+            "file": str(file),
+            "class": names[label],
+            "label": label,
+            "confidence": confidence,
+            "probabilities": dict(zip(names, row, strict=True)),
+        }
+        for file, label, confidence, row in zip(
+            files, labels.tolist(), confidences.tolist(), probabilities.tolist(), strict=True
+        )
+    ]
+
+
+def _load(
+    source: str,
+    spec: str | None,
+    num_classes: int | None,
+    compute: Compute,
+    allow_code: bool,
+    observer: Observer,
+) -> Classifier:
+    model = load_model(source, spec=spec, num_classes=num_classes, allow_code=allow_code, observer=observer)
+    model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
+    return model

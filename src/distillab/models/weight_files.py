@@ -1,0 +1,247 @@
+"""Weight files as tensors and metadata: written whole, verified when read, never able to run code.
+
+The only file that calls torch.load, and always with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillab.errors import CheckpointError
+from distillab.runtime.files import replacing, write_text
+
+FORMAT_VERSION = 1
+
+# The one key of the safetensors header: the library writes several in random order.
+METADATA_KEY = "distillab"
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and one JSON string of metadata, whole or not at all.
+
+    `format_version` and `sha256` are added to the metadata; the latter is the hash of the metadata and of every
+    tensor's name, type, shape and bytes.
+
+    Args:
+        path: Where; an older file is replaced.
+        tensors: Contiguous ones on the CPU that share no memory.
+        metadata: JSON values only.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    import safetensors.torch
+
+    record = _stamped(metadata, _tensor_chunks(tensors))
+    # In memory first: the library's own writing reports a full disk as an error of its own.
+    data = safetensors.torch.save(dict(tensors), {METADATA_KEY: json.dumps(record, sort_keys=True)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a plain state dict with torch.save, and its metadata as a `.json` beside it.
+
+    Each is written whole or not at all. `sha256` in the `.json` is the hash of both, so that a pair that does not
+    belong together is refused.
+
+    Args:
+        path: Of the `.pth`; an older file is replaced.
+        tensors: On the CPU.
+        metadata: JSON values only.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    # In memory first: saving to a path would put the temporary file's random name into the archive.
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    record = _stamped(metadata, [buffer.getbuffer()])
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    write_text(path.with_suffix(".json"), json.dumps(record, sort_keys=True, indent=2) + "\n")
+
+
+def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a weight file, verified where it carries a hash.
+
+    Args:
+        path: `.safetensors`, or a `.pth`, `.pt` or `.bin` that holds a state dict: plain, or under "state_dict",
+            "model_state_dict" or "model"; with or without the prefixes of DataParallel and torch.compile.
+
+    Returns:
+        Name -> tensor on the CPU; the metadata, of a `.pth` those in the `.json` beside it; {} where there are none.
+
+    Raises:
+        CheckpointError: Missing, unreadable, damaged, of a newer format, of another kind, or a pickle that
+            holds anything but tensors.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".bin": _read_pickle}
+    if path.is_dir():
+        raise CheckpointError("this is a folder, not a weight file", where=str(path), hint="name a file in it")
+    if path.suffix not in readers:
+        raise CheckpointError(
+            f"no weight file: its name ends in '{path.suffix}'",
+            where=str(path),
+            hint="known: " + ", ".join(readers),
+        )
+    try:
+        tensors, metadata = readers[path.suffix](path)
+    except FileNotFoundError as error:
+        raise CheckpointError("no such weight file", where=str(path), hint="check the path") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the file's permissions"
+        ) from error
+    if not tensors:
+        raise CheckpointError("no weights in this file", where=str(path), hint="save model.state_dict() in it")
+    return tensors, metadata
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that stands beside weights.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+        OSError: It cannot be read.
+    """
+    return _parse(path.read_bytes(), path)
+
+
+def digest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of metadata (`sha256` in it aside) and of every tensor's name, type, shape and bytes.
+
+    Args:
+        metadata: JSON values only.
+        tensors: On the CPU, in any memory format.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return _digest(metadata, _tensor_chunks(tensors))
+
+
+def _digest(metadata: Mapping[str, Any], chunks: Iterable[bytes | memoryview]) -> str:
+    hashed = {key: value for key, value in metadata.items() if key != "sha256"}
+    total = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    for chunk in chunks:
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _stamped(metadata: Mapping[str, Any], chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    # Through JSON once, so that what is hashed now is what will be read.
+    record: dict[str, Any] = json.loads(json.dumps({**metadata, "format_version": FORMAT_VERSION}, allow_nan=False))
+    return {**record, "sha256": _digest(record, chunks)}
+
+
+def _verify(path: Path, metadata: Mapping[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
+    if metadata.get("sha256") == _digest(metadata, chunks):
+        return
+    version = metadata.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"written in format {version}, this version reads {FORMAT_VERSION}",
+            where=str(path),
+            hint="upgrade distillab",
+        )
+    raise _damaged(path, "its SHA-256 is not the recorded one")
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"damaged, cut short, or no weight file: {reason}", where=str(path), hint="copy it again, or train again"
+    )
+
+
+def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, "its JSON is no object")
+    return record
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            header: dict[str, str] = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if METADATA_KEY in header:
+        metadata = _parse(header[METADATA_KEY], path)
+        _verify(path, metadata, _tensor_chunks(tensors))
+        return tensors, metadata
+    # A bit flipped in the key itself must not turn a file of ours into one that carries no hash.
+    if any('"sha256"' in text for text in header.values()):
+        raise _damaged(path, "its metadata has lost its name")
+    return tensors, {}
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    data = path.read_bytes()
+    metadata: dict[str, Any] = {}
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        record = read_json_object(beside)
+        # What another tool wrote under this name has neither.
+        if "sha256" in record or "format_version" in record:
+            _verify(path, record, [data])
+            metadata = record
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Without the cause: torch's text explains how to run the file's code all the same.
+        if "GLOBAL" in str(error):
+            raise _not_tensors(path, "Python objects, which could run code") from None
+        raise _damaged(path, "torch cannot read it") from None
+    except Exception as error:  # a damaged pickle fails in any way it likes
+        raise _damaged(path, f"torch cannot read it ({type(error).__name__})") from error
+    return _state_dict_in(content, path), metadata
+
+
+def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise _not_tensors(path, f"a {type(content).__name__}")
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise _not_tensors(path, f"a {type(value).__name__} under '{name}'")
+        tensors[name] = value
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _not_tensors(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"holds {found}, where a state dict holds tensors by name",
+        where=str(path),
+        hint="where it was made: torch.save(model.state_dict(), path)",
+    )

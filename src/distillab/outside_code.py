@@ -1,0 +1,37 @@
+"""Functions that a user names: `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from distillab.errors import ConfigError, nearest
+
+
+def find_function(target: str, *, where: str) -> Callable[..., Any]:
+    """Import what `package.module:function` names. This runs the module's code.
+
+    Args:
+        target: Module and function.
+        where: The setting that named it.
+
+    Raises:
+        ConfigError: The module cannot be imported or has no such function.
+    """
+    home, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(home)
+    # Whatever a module raises while it is imported, the setting that named it is the place to look.
+    except Exception as error:
+        raise ConfigError(
+            f"module '{home}' cannot be imported: {type(error).__name__}: {error}",
+            where=where,
+            hint="install it, or put its folder on PYTHONPATH",
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"module '{home}' has no function '{name}'", where=where, hint=nearest(name, known))
+    found: Callable[..., Any] = function
+    return found

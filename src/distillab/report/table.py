@@ -1,0 +1,170 @@
+"""Tables as plain data: what a run, a comparison or a listing shows, before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ABSENT = "-"
+"""Stands in a cell that has no value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Head of a column.
+
+    Attributes:
+        title: With the unit, where there is one.
+        numeric: Whether its cells are aligned to the right.
+    """
+
+    title: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of finished text.
+
+    Attributes:
+        columns: Heads.
+        rows: As many cells each as there are columns.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """The table as aligned lines, as wide as they need to be."""
+        lines = [tuple(column.title for column in self.columns), *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column.numeric else cell.ljust(width)
+                for cell, width, column in zip(line, widths, self.columns, strict=True)
+            ).rstrip()
+            for line in lines
+        )
+
+
+_RESULT_COLUMNS = (
+    Column("method"),
+    Column("model"),
+    Column("top-1 %", numeric=True),
+    Column("NLL", numeric=True),
+    Column("ECE %", numeric=True),
+    Column("agreement %", numeric=True),
+    Column("params M", numeric=True),
+    Column("MACs M", numeric=True),
+    Column("seconds", numeric=True),
+)
+
+
+def results_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Models beside each other, one a row.
+
+    Args:
+        rows: Each with `method`, `model`, `top1`, `nll`, `ece`, `teacher_agreement` (fractions 0..1), `parameters`,
+            `macs` (counts) and `seconds`; what is absent or None is shown as a dash, and a
+            column of dashes is left out.
+    """
+    table = Table(
+        _RESULT_COLUMNS,
+        tuple(
+            (
+                str(row.get("method") or ABSENT),
+                str(row.get("model") or ABSENT),
+                percent(row.get("top1")),
+                number(row.get("nll"), 3),
+                percent(row.get("ece")),
+                percent(row.get("teacher_agreement")),
+                millions(row.get("parameters")),
+                millions(row.get("macs")),
+                number(row.get("seconds"), 1),
+            )
+            for row in rows
+        ),
+    )
+    return _without_empty_columns(table)
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [i for i in range(len(table.columns)) if any(row[i] != ABSENT for row in table.rows)]
+    return Table(tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
+
+
+def run_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a single run, for `results_table`: its teacher, its assistant, and who was trained.
+
+    Args:
+        summary: The content of `result.json`.
+    """
+    rows = [
+        _row(role, part["model"], part.get("test"), part.get("cost"), part.get("seconds"))
+        for role in ("teacher", "assistant")
+        if (part := summary.get(role))
+    ]
+    trained = summary.get("method") or summary.get("role")
+    rows.append(
+        _row(trained, summary["model"], summary.get("test"), summary.get("cost"), summary["timing"]["seconds"])
+    )
+    return rows
+
+
+def _row(
+    method: Any, model: Any, test: Mapping[str, Any] | None, cost: Mapping[str, Any] | None, seconds: float | None
+) -> dict[str, Any]:
+    return {"method": method, "model": model, **(test or {}), **(cost or {}), "seconds": seconds}
+
+
+def plan_tables(plan: Mapping[str, Any]) -> list[Table | str]:
+    """What `--dry-run` shows.
+
+    Args:
+        plan: What `preview` gave.
+    """
+    return [str(plan)]
+
+
+def records_table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    """A listing: the named values of every record.
+
+    Args:
+        records: What is listed. Counts are shown with separators, lists joined by commas.
+        columns: Keys of the records, which are the heads as well.
+    """
+    return Table(
+        tuple(
+            Column(name, numeric=any(isinstance(record.get(name), int | float) for record in records))
+            for name in columns
+        ),
+        tuple(tuple(_cell(record.get(name)) for name in columns) for record in records),
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == () or value == []:
+        return ABSENT
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction 0..1 as percent with one decimal."""
+    return ABSENT if fraction is None else f"{100 * fraction:.1f}"
+
+
+def millions(count: float | None) -> str:
+    """A count in millions with two decimals."""
+    return ABSENT if count is None else f"{count / 1e6:,.2f}"
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number with so many decimals."""
+    return ABSENT if value is None else f"{value:.{decimals}f}"

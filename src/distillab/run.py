@@ -1,0 +1,306 @@
+"""From settings to results: data, models, stages, evaluation, and the run folder that holds what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distillab import __version__
+from distillab.config import DistillConfig, TrainConfig, alone, for_role, regime_of, settings_of
+from distillab.errors import CheckpointError, ShapeError
+from distillab.evaluation.cost import count_macs, count_parameters, latency
+from distillab.evaluation.evaluate import collect_logits, evaluate_logits
+from distillab.evaluation.metrics import noise_in_words
+from distillab.execution import Trained, carry_out, train_alone
+from distillab.guidance.cache import LogitsMemory
+from distillab.models.catalog import MODELS
+from distillab.models.weights import load_model, save_weights
+from distillab.runtime.events import Note, Observer, silent
+from distillab.scene import Scene, open_scene
+from distillab.stages import Role, find_plan
+from distillab.training.trainer import recalibrated
+
+RESULT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        run_dir: Its folder; None if it was not to be kept.
+        summary: The content of `result.json`.
+        models: Role -> model, those that were trained and the teacher that was used.
+    """
+
+    run_dir: Path | None
+    summary: dict[str, Any]
+    models: dict[str, nn.Module]
+
+
+def run_train(
+    config: TrainConfig,
+    *,
+    observer: Observer = silent,
+    command: Sequence[str] = (),
+    allow_code: bool = False,
+    save_run: bool = True,
+) -> RunResult:
+    """Train one model alone.
+
+    Args:
+        config: Resolved settings.
+        observer: Is told of progress.
+        command: Words of the command line, for the record.
+        allow_code: The model may be a function of a package.
+        save_run: Keep a run folder.
+
+    Raises:
+        DistillabError: Of the kinds in `errors.py`; what was written until then is whole.
+    """
+    label = f"{config.role}-{_file_name(config.model)}"
+    with open_scene(config, [config.model], label, observer, command, allow_code, save_run) as scene:
+        trained = train_alone(scene.build(config.model, config.role), regime_of(config), scene.place, role=config.role)
+        summary = {
+            "format_version": RESULT_FORMAT,
+            "kind": "train",
+            "role": config.role,
+            "model": config.model,
+            **_outcome(scene, trained, config.role, _test_best(scene, trained, config.role)),
+        }
+        return _conclude(scene, summary, {config.role: trained.model})
+
+
+def run_distill(
+    config: DistillConfig,
+    *,
+    observer: Observer = silent,
+    command: Sequence[str] = (),
+    allow_code: bool = False,
+    save_run: bool = True,
+    teacher: nn.Module | None = None,
+    memory: LogitsMemory | None = None,
+) -> RunResult:
+    """Distil a teacher into a student, by any plan.
+
+    Args:
+        config: Resolved settings.
+        observer: Is told of progress.
+        command: Words of the command line, for the record.
+        allow_code: Models may be functions of packages.
+        save_run: Keep a run folder.
+        teacher: A trained teacher that is at hand already, in place of the config's.
+        memory: Remembers teachers' logits from one run to the next.
+
+    Raises:
+        DistillabError: Of the kinds in `errors.py`; what was written until then is whole.
+    """
+    plan = find_plan(config.method, config.stages)
+    label = f"{plan.name}-{_file_name(config.student)}"
+    specs = [config.student, *([config.assistant] if plan.uses_assistant else [])]
+    with open_scene(config, specs, label, observer, command, allow_code, save_run, memory) as scene:
+        models: dict[Role, nn.Module] = {}
+        regimes: dict[Role, Regime] = {"student": regime_of(config)}
+        if plan.uses_assistant:
+            models["assistant"] = scene.build(config.assistant, "assistant")
+            regimes["assistant"] = regime_of(for_role(config, "assistant"))
+        models["student"] = scene.build(config.student, "student")
+        taught = None if teacher is not None else _train_teacher(scene, config)
+        models["teacher"] = teacher or (taught.model if taught else _load_teacher(scene, config))
+        trained = carry_out(plan, config.distill, models=models, regimes=regimes, place=scene.place)
+        return _conclude(scene, _distill_summary(scene, config, models, trained, taught), dict(models))
+
+
+def _distill_summary(
+    scene: Scene,
+    config: DistillConfig,
+    models: Mapping[Role, nn.Module],
+    trained: Mapping[Role, Trained],
+    taught: Trained | None,
+) -> dict[str, Any]:
+    """Evaluate all roles, teacher first, since the others are compared with it."""
+    assert scene.feed.test is not None
+    dtype = scene.place.compute.autocast_dtype
+    scene.test_logits, labels = collect_logits(models["teacher"], scene.feed.test, autocast_dtype=dtype)
+    roles: dict[str, Any] = {
+        "teacher": {
+            "model": getattr(models["teacher"], "spec", type(models["teacher"]).__name__),
+            "source": "trained in this run" if taught else config.teacher,
+            "test": evaluate_logits(scene.test_logits, labels).as_dict(),
+            "cost": _cost(models["teacher"], scene.feed.image_size),
+            **(_training_record([taught]) if taught else {}),
+        }
+    }
+    if taught:
+        _save(scene, "teacher", models["teacher"])
+    if "assistant" in trained:
+        outcome = _outcome(scene, trained["assistant"], "assistant", None)
+        roles["assistant"] = {"model": config.assistant, **outcome}
+    student = _outcome(scene, trained["student"], "student", _test_best(scene, trained["student"], "student"))
+    stages = [report for role in trained for report in _training_record([trained[role]])["stages"]]
+    return {
+        "format_version": RESULT_FORMAT,
+        "kind": "distill",
+        "role": "student",
+        "method": config.method,
+        "model": config.student,
+        **student,
+        "stages": stages,
+        **roles,
+    }
+
+
+def _train_teacher(scene: Scene, config: DistillConfig) -> Trained | None:
+    """Train the teacher where a model name stands in its place; None where it is to be loaded."""
+    if is_weight_source(config.teacher):
+        return None
+    scene.place.observer(Note(f"no weights are given for the teacher: a {config.teacher} is trained first"))
+    model = scene.build(config.teacher, "teacher")
+    return train_alone(model, regime_of(alone(config, "teacher")), scene.place, role="teacher")
+
+
+def is_weight_source(spec: str) -> bool:
+    """Whether a teacher is a file or folder rather than a model's name.
+
+    Raises:
+        CheckpointError: It looks like one, but is not there.
+    """
+    path = Path(spec)
+    if spec in MODELS:
+        return False
+    if path.exists():
+        return True
+    if "/" in spec or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+        raise CheckpointError(
+            "the teacher's weights are not there", where=spec, hint="check the path, or train one: distillab train --role teacher"
+        )
+    return False
+
+
+def _load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
+    """Load the teacher and see that its classes are the data's.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or has another number of classes.
+        ShapeError: It has the same classes in another order.
+    """
+    teacher = load_model(
+        config.teacher,
+        spec=config.teacher_model,
+        num_classes=scene.dataset.num_classes,
+        allow_code=scene.allow_code,
+        observer=scene.place.observer,
+    )
+    known = tuple(getattr(teacher, "classes", None) or ())
+    if known and known != scene.dataset.classes:
+        if set(known) == set(scene.dataset.classes):
+            raise ShapeError(
+                "the teacher has the same classes as the data, but in another order",
+                where=f"teacher: {', '.join(known[:4])}, ...",
+                hint="distil on the data that it was trained on",
+            )
+        scene.place.observer(
+            Note(f"the teacher's classes ({', '.join(known[:3])}, ...) have other names than the data's")
+        )
+    return teacher
+
+
+def _outcome(scene: Scene, trained: Trained, role: Role, best: dict[str, Any] | None) -> dict[str, Any]:
+    """Save a model that was trained, test it, and say what it costs."""
+    _save(scene, role, trained.model)
+    validation = trained.validation.as_dict() if trained.validation else None
+    before = trained.stages[-1].validation_before_recalibration
+    return {
+        "seed": scene.config.seed,
+        "data": scene.dataset.name,
+        "weights": f"{role}.safetensors",
+        "test": scene.test(trained.model).as_dict(),
+        "validation": validation,
+        "validation_before_recalibration": before.as_dict() if before else None,
+        "best": best,
+        "cost": _cost(trained.model, scene.feed.image_size),
+        **_training_record([trained]),
+    }
+
+
+def _test_best(scene: Scene, trained: Trained, role: Role) -> dict[str, Any] | None:
+    """Test and save the weights that validation would have chosen, beside the last ones; None without validation."""
+    best = trained.best
+    if best is None:
+        return None
+    record = {"epoch": best.epoch, "validation_top1": best.validation.top1, "validation_nll": best.validation.nll}
+    last = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    trained.model.load_state_dict(best.state)
+    recalibrated(trained.model, scene.feed, regime_of(scene.config), scene.place.compute)
+    record["test"] = scene.test(trained.model).as_dict()
+    record["weights"] = f"{role}-best.safetensors"
+    _save(scene, f"{role}-best", trained.model)
+    trained.model.load_state_dict(last)
+    return record
+
+
+def _training_record(trained: Sequence[Trained]) -> dict[str, Any]:
+    reports = [report for one in trained for report in one.stages]
+    return {
+        "stages": [
+            {"title": r.title, "role": r.role, "method": r.method, "epochs": r.epochs, "steps": r.steps, "terms": list(r.terms)}
+            for r in reports
+        ],
+        "timing": {
+            "seconds": sum(one.seconds for one in trained),
+            "stages": {report.title: report.seconds for report in reports},
+        },
+    }
+
+
+def _cost(model: nn.Module, image_size: int) -> dict[str, int]:
+    return {"parameters": count_parameters(model), "macs": count_macs(model, image_size)}
+
+
+def _save(scene: Scene, name: str, model: nn.Module) -> None:
+    """Save weights with what is needed to use them. No paths or times: equal runs leave equal files."""
+    if scene.run_dir is None:
+        return
+    settings = settings_of(scene.config)
+    for key in ("output", "data_dir", "device"):
+        settings.pop(key, None)
+    source = {
+        "distillab": __version__,
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "method": getattr(scene.config, "method", None),
+        "role": name,
+        "seed": scene.config.seed,
+        "data": scene.dataset.name,
+    }
+    path = scene.run_dir.path / f"{name}.safetensors"
+    metadata = {"classes": list(scene.dataset.classes), "image_size": scene.feed.image_size, "source": source}
+    save_weights(model, path, metadata)
+
+
+def _conclude(scene: Scene, summary: dict[str, Any], models: dict[str, nn.Module]) -> RunResult:
+    """Add what concerns the whole run, and write `result.json`: the last file, which says that the run is complete."""
+    model = models[summary["role"]]
+    spread = latency(model, scene.feed.image_size, device=scene.place.compute.device)
+    summary["noise"] = noise_in_words(summary["test"]["top1"], summary["test"]["num_samples"])
+    summary["timing"] |= {
+        "run_seconds": time.perf_counter() - scene.started,
+        "latency_seconds": spread.median_seconds,
+        "latency_spread_seconds": [spread.low_seconds, spread.high_seconds],
+    }
+    if scene.run_dir is None:
+        return RunResult(None, summary, models)
+    scene.run_dir.write_json("result.json", summary)
+    scene.place.observer(Note(f"run folder: {scene.run_dir.path}"))
+    return RunResult(scene.run_dir.path, summary, models)
+
+
+def _file_name(spec: str) -> str:
+    """A model's name as a part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in spec)[-40:]

@@ -1,0 +1,173 @@
+"""One run's folder: made for it alone, filled with files that are whole or absent."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from distillab import __version__
+from distillab.errors import RunDirInUseError, StorageError
+from distillab.runtime.files import storage_error, write_text
+
+RUNS = Path("runs")
+
+
+class RunDir:
+    """A folder that one process owns while it runs.
+
+    Files: `config.toml` (a valid recipe), `env.json`, `command.txt`, `metrics.jsonl` (one JSON object an epoch),
+    weights as `<role>.safetensors`, and `result.json`, which is written last: where it stands, the run is complete.
+
+    Args:
+        path: The folder itself; it must be new or empty. None: a new one under `runs/` whose name holds `label`.
+        label: Such as "st-cnn16".
+
+    Raises:
+        StorageError: The folder holds something already, or cannot be written.
+        RunDirInUseError: Another process owns it.
+    """
+
+    def __init__(self, path: Path | None, *, label: str) -> None:
+        self.path = _make_named(label) if path is None else claim_dir(path)
+        self._lock = filelock.FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunDirInUseError(
+                "another process uses this run folder", where=str(self.path), hint="choose another --output"
+            ) from None
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+
+    def release(self) -> None:
+        """Give the folder up to whoever wants to read or resume it."""
+        self._lock.release()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def describe(self, *, config_toml: str, command: Sequence[str], device: torch.device, threads: int) -> None:
+        """Write down what will be run, and where: before the first step."""
+        write_text(self.path / "config.toml", config_toml)
+        write_text(self.path / "command.txt", shlex.join(command) + "\n")
+        self.write_json("env.json", environment(device, threads))
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one epoch's numbers to `metrics.jsonl`; its seconds, which no two runs share, to `timing.jsonl`."""
+        where = {key: record[key] for key in ("stage", "epoch")}
+        numbers = {key: value for key, value in record.items() if key != "seconds"}
+        self._append("metrics.jsonl", numbers)
+        self._append("timing.jsonl", {**where, "seconds": record["seconds"]})
+
+    def _append(self, name: str, content: Mapping[str, Any]) -> None:
+        path = self.path / name
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(content, sort_keys=True) + "\n")
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one JSON file, whole or not at all."""
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def new_run_name(label: str) -> str:
+    """`<date>-<time>-<label>-<4 hex>`, in local time."""
+    now = datetime.datetime.now().astimezone()
+    return f"{now:%Y%m%d-%H%M%S}-{label}-{secrets.token_hex(2)}"
+
+
+def _make_named(label: str) -> Path:
+    for _ in range(100):
+        path = RUNS / new_run_name(label)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise storage_error(error, path) from error
+        return path
+    raise StorageError("found no free name for a run folder", where=str(RUNS), hint="give --output DIR")
+
+
+def claim_dir(path: Path) -> Path:
+    """Make a folder, or take an empty one.
+
+    Raises:
+        StorageError: It holds something already, is a file, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        taken = next((entry for entry in path.iterdir() if entry.name != ".lock"), None)
+    except FileExistsError:
+        raise StorageError(
+            "the run folder is a file", where=str(path), hint="choose another --output"
+        ) from None
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if taken is not None:
+        raise StorageError(
+            f"the run folder is not empty: it holds '{taken.name}'",
+            where=str(path),
+            hint="choose a new folder, or leave --output out to get one under runs/",
+        )
+    return path
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Versions, device and state of the source code that a run is made with."""
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "numpy", "scipy", "scikit-learn", "pillow", "safetensors", "pydantic")
+    }
+    return {
+        "distillab": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": device.type,
+        "device_name": device_name(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "threads": threads,
+        "cpu_count": os.cpu_count(),
+        "git": _git_state(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called by its maker."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.type == "cpu" and cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the source that is running, and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
+        return done.stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):  # an installed copy inside somebody else's repository
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

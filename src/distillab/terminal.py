@@ -1,0 +1,235 @@
+"""What a person sees: results on stdout, progress and notes on stderr. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from distillab.errors import DistillabError
+from distillab.report.table import Table, percent
+from distillab.runtime.events import EpochEnded, Event, Note, Observer, RunStarted, StageStarted, StepsDone
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+class Screen:
+    """The two streams of a command, and how much it says on them.
+
+    Escape sequences are written to a terminal only: never to a pipe, with `NO_COLOR` or with `TERM=dumb`.
+
+    Attributes:
+        out: Takes results.
+        err: Takes progress, notes and errors.
+        quiet: Say nothing but results.
+        json: Results are one JSON object.
+        run_dir: The folder of the run that is going on, once it has one.
+    """
+
+    def __init__(self) -> None:
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
+        self.quiet = False
+        self.json = False
+        self.run_dir: Path | None = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Observer]:
+        """Give the observer that shows a run: a progress bar on a terminal, else one line an epoch.
+
+        Yields:
+            The observer, which remembers the run's folder as well.
+        """
+        with contextlib.ExitStack() as stack:
+            show: Observer
+            if self.quiet:
+                show = _say_nothing
+            elif self.err.is_terminal:
+                show = stack.enter_context(_bars(self.err))
+            else:
+                show = _Lines(self.err)
+
+            def observe(event: Event) -> None:
+                if isinstance(event, RunStarted):
+                    self.run_dir = event.run_dir
+                show(event)
+
+            yield observe
+
+    def show(self, result: Mapping[str, Any], *parts: Table | str) -> None:
+        """Show a result: the object itself with `--json`, else its tables and sentences."""
+        if self.json:
+            self.out.out(json.dumps(result, indent=2, default=str, allow_nan=False), highlight=False)
+            return
+        for part in parts:
+            if isinstance(part, Table) and self.out.is_terminal:
+                self._draw(part)
+            else:
+                self.write(str(part))
+
+    def write(self, text: str) -> None:
+        """Write text of our own making to stdout as it stands."""
+        self.out.out(printable(text), highlight=False)
+
+    def complain(self, error: DistillabError) -> None:
+        """Say on stderr what went wrong, in three lines at most."""
+        self.err.out(error_lines(error), highlight=False)
+
+    def _draw(self, table: Table) -> None:
+        from rich import box
+        from rich.table import Table as Drawing
+
+        drawing = Drawing(box=box.SIMPLE_HEAD, header_style="bold")
+        for column in table.columns:
+            drawing.add_column(
+                Text(column.title),
+                justify="right" if column.numeric else "left",
+                no_wrap=column.numeric,
+                overflow="fold",
+            )
+        for row in table.rows:
+            drawing.add_row(*(Text(printable(cell)) for cell in row))
+        self.out.print(drawing)
+
+
+def error_lines(error: DistillabError) -> str:
+    """An error as it is shown: what, where, and what to do; one line each."""
+    parts = (("error: ", error.message), ("  where: ", error.where), ("  try:   ", error.hint))
+    return "\n".join(label + printable(_one_line(text)) for label, text in parts if text)
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelt out, so that a file's name cannot steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _console(stream: TextIO) -> Console:
+    styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "", "dumb")
+    return Console(
+        file=stream, force_terminal=styled, color_system="auto" if styled else None, soft_wrap=False, emoji=False
+    )
+
+
+def _say_nothing(event: Event) -> None:
+    """Show nothing."""
+
+
+class _Lines:
+    """An observer that writes one plain line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note(text=text):
+                self._write(text)
+            case StageStarted():
+                self._write(f"{event.title}: {event.epochs} epochs of {event.steps_per_epoch} steps")
+            case EpochEnded():
+                epoch = f"{event.epoch:>{len(str(event.epochs))}}/{event.epochs}"
+                self._write(f"{event.title}  epoch {epoch}  {describe_values(event.values)}")
+
+    def _write(self, text: str) -> None:
+        self._console.out(printable(text), highlight=False)
+
+
+def describe_values(values: Mapping[str, float]) -> str:
+    """The numbers of an epoch in words: loss, accuracies, seconds; what is absent is left out."""
+    words = []
+    if "loss" in values:
+        words.append(f"loss {values['loss']:.4f}")
+    if "train_top1" in values:
+        words.append(f"train {percent(values['train_top1'])}%")
+    if "validation_top1" in values:
+        words.append(f"validation {percent(values['validation_top1'])}%")
+    if "seconds" in values:
+        words.append(f"{values['seconds']:.1f} s")
+    return "  ".join(words)
+
+
+@contextlib.contextmanager
+def _bars(console: Console) -> Iterator[Observer]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[epoch]}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=False,  # a result must reach stdout, whatever is drawn meanwhile
+    )
+    with progress:
+        yield _Bars(progress)
+
+
+class _Bars:
+    """An observer that draws one bar for the stage that is going on; what is done scrolls up as a line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar: TaskID | None = None
+        self._stage: StageStarted | None = None
+        self._values: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note(text=text):
+                self._print(text)
+            case StageStarted():
+                self._begin(event)
+            case StepsDone():
+                self._advance(event)
+            case EpochEnded():
+                self._end_epoch(event)
+
+    def _begin(self, stage: StageStarted) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+        self._stage, self._values = stage, {}
+        self._bar = self._progress.add_task(
+            printable(stage.title),
+            total=stage.epochs * stage.steps_per_epoch,
+            epoch=f"epoch 1/{stage.epochs}",
+            numbers="",
+        )
+
+    def _advance(self, event: StepsDone) -> None:
+        assert self._bar is not None
+        for name, value in (("loss", event.loss), ("train_top1", event.train_top1)):
+            if value is not None:
+                self._values[name] = value
+        self._progress.update(
+            self._bar, completed=event.step, total=event.total_steps, numbers=describe_values(self._values)
+        )
+
+    def _end_epoch(self, event: EpochEnded) -> None:
+        assert self._bar is not None
+        assert self._stage is not None
+        shown = ("loss", "train_top1", "validation_top1")
+        self._values = {name: event.values[name] for name in shown if name in event.values}
+        self._progress.update(
+            self._bar,
+            completed=event.epoch * self._stage.steps_per_epoch,
+            epoch=f"epoch {min(event.epoch + 1, event.epochs)}/{event.epochs}",
+            numbers=describe_values(self._values),
+        )
+        if event.epoch == event.epochs:
+            self._print(f"{event.title}: {event.epochs} epochs  {describe_values(self._values)}")
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(Text(printable(text)), highlight=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""Weights and statistics that are better than the last step's: moving average, re-estimated BatchNorm."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from distillab.evaluation.evaluate import evaluation_mode
+from distillab.runtime.device import Compute
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights; its BatchNorm statistics are the latest.
+
+    average <- decay * average + (1 - decay) * weights, with a decay that starts at 1/2 and rises to `decay`, so that
+    the first, random weights are soon forgotten.
+
+    Args:
+        model: What is averaged.
+        decay: 0 < decay < 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (3 + self.num_updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        own, latest = list(self.model.buffers()), list(model.buffers())
+        if own:
+            torch._foreach_copy_(own, latest)
+
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether there are statistics to re-estimate."""
+    return any(isinstance(module, _NORMS) and module.track_running_stats for module in model.modules())
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: Compute) -> None:
+    """Re-estimate BatchNorm statistics with dropout off, as the model will be used.
+
+    BatchNorm after Dropout sees other variances in training than in evaluation, and a short run's moving statistics
+    lag behind its weights; both go away when the statistics are taken anew from training images.
+
+    Args:
+        model: Changed in its statistics only; its training mode is left as it was.
+        images: Batches [N, 3, H, W]; statistics are the plain mean over them.
+        compute: Precision to run in.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with evaluation_mode(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for a cumulative mean
+                norm.train()
+            for batch in images:
+                with compute.autocast():
+                    model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
