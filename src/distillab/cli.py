@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
 
@@ -10,16 +11,15 @@ from distillab import __version__
 from distillab.errors import ConfigError
 from distillab.terminal import Screen
 
-RUN = Group("Run", sort_key=2)
-
 _VERBS = (
-    ("train", "training:train", "Train one model alone: a teacher, an assistant or a student."),
-    ("distill", "training:distill", "Distil a teacher into a student, by any method."),
+    ("train", "train:train", "Train one model alone: a teacher, an assistant or a student."),
+    ("distill", "distill:distill", "Distil a teacher into a student, by any method."),
     ("evaluate", "using:evaluate", "Measure a saved model on test images."),
     ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
     ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
     ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
 )
+_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES..."}
 _LISTS = ("methods", "models", "datasets", "recipes")
 
 _EXAMPLES = {
@@ -61,10 +61,7 @@ def run(words: Sequence[str], screen: Screen) -> None:
     Raises:
         DistillabError: Anything deliberate; wrong words are a ConfigError.
     """
-    try:
-        dispatch(build_app(words, screen), words, screen)
-    except CycloptsError as error:
-        raise usage_error(error) from error
+    dispatch(build_app(words, screen), words, screen)
 
 
 def build_app(words: Sequence[str], screen: Screen) -> App:
@@ -74,29 +71,22 @@ def build_app(words: Sequence[str], screen: Screen) -> App:
         words: Those after the program's name. The flags of `distill` depend on them: a method has its own.
         screen: Where help is shown.
     """
-    app = App(
+    app = new_app(
+        screen,
         name="distillab",
         help="Knowledge distillation of image classifiers: train a teacher, distil it into a student, compare.",
-        version=f"distillab {__version__}",
-        version_format="plaintext",
-        help_format="plaintext",
         help_epilogue=_epilogue("distillab"),
-        group_parameters=RUN,
-        console=screen.out,
-        error_console=screen.err,
         default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
-        exit_on_error=False,
-        print_error=False,
-        verbose=False,
-        suppress_keyboard_interrupt=False,
     )
     for name, home, summary in _VERBS:
+        # The usage is written here, since cyclopts would go through all flags once more to find it.
+        usage = f"Usage: distillab {name}{_ARGUMENTS.get(name, '')} [OPTIONS]"
+        command: Any = f"distillab.commands.{home}"
         if name == "distill" and words[:1] == ["distill"]:
-            from distillab.commands.training import distill_command, distill_flags
+            from distillab.commands.distill import distill_command, distill_flags
 
-            app.command(distill_command(distill_flags(words[1:])), name=name, help_epilogue=_epilogue(name))
-        else:
-            app.command(f"distillab.commands.{home}", name=name, help=summary, help_epilogue=_epilogue(name))
+            command = distill_command(distill_flags(words[1:]))
+        app.command(command, name=name, help=summary, usage=usage, help_epilogue=_epilogue(name))
     lists = App(name="list", help="What there is: methods, models, data sets, recipes.", help_epilogue=_epilogue("list"))
     for name in _LISTS:
         lists.command(f"distillab.commands.showing:list_{name}", name=name)
@@ -109,21 +99,40 @@ def _epilogue(name: str) -> str:
     return f"Examples:\n{_EXAMPLES[name]}"
 
 
+def new_app(screen: Screen, **settings: Any) -> App:
+    """An app that shows help on the screen and raises what it has to complain about."""
+    return App(
+        version=f"distillab {__version__}",
+        version_format="plaintext",
+        help_format="plaintext",
+        group_parameters=Group("Run", sort_key=2),
+        console=screen.out,
+        error_console=screen.err,
+        exit_on_error=False,
+        print_error=False,
+        verbose=False,
+        suppress_keyboard_interrupt=False,
+        **settings,
+    )
+
+
 def dispatch(app: App, words: Sequence[str], screen: Screen) -> None:
     """Run the command that the words name, on this screen.
 
     Raises:
-        CycloptsError: The words are not a command and its flags.
+        ConfigError: The words are not a command and its flags.
         DistillabError: What the command raises.
     """
-    command, bound, injected = app.parse_args(list(words))
-    extra = {"screen": screen} if "screen" in injected else {}
-    command(*bound.args, **bound.kwargs, **extra)
+    try:
+        command, bound, injected = app.parse_args(list(words))
+        extra = {"screen": screen} if "screen" in injected else {}
+        command(*bound.args, **bound.kwargs, **extra)
+    except CycloptsError as error:
+        raise _usage_error(error, app.name[0]) from error
 
 
-def usage_error(error: CycloptsError) -> ConfigError:
-    """A complaint about the words of a command as one of ours."""
-    manual = f"`{' '.join(['distillab', *(error.command_chain or ())])} --help` shows what there is"
+def _usage_error(error: CycloptsError, program: str) -> ConfigError:
+    manual = f"`{' '.join([program, *(error.command_chain or ())])} --help` shows what there is"
     if isinstance(error, UnusedCliTokensError):
         return ConfigError(f"unexpected: {' '.join(error.unused_tokens or ())}", hint=manual)
     message, asked, suggestion = str(error).partition(" Did you mean ")

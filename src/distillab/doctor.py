@@ -76,7 +76,7 @@ def _accelerators() -> list[dict[str, Any]]:
                 "memory_bytes": properties.total_memory,
                 "capability": f"{properties.major}.{properties.minor}",
                 "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version(),
+                "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
                 "fast_bfloat16": has_fast_bfloat16(torch.device("cuda", index)),
             }
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +101,14 @@ def train_alone(model: nn.Module, regime: Regime, place: Workplace, *, role: Rol
         place: Images, seed, device.
         role: Named in the log.
     """
-    started = time.perf_counter()
+    report = place.run(baseline_stage(model, regime, place, role=role), regime)
+    return Trained(model.eval(), (report,), report.seconds)
+
+
+def baseline_stage(model: nn.Module, regime: Regime, place: Workplace, *, role: Role) -> Stage:
+    """The one stage of a model that learns from labels only."""
     kind = method_class(BASELINE)
-    stage = Stage(
+    return Stage(
         learner=Learner(place.take(model)),
         method=kind(kind.Config()),
         guidance=None,
@@ -112,8 +116,6 @@ def train_alone(model: nn.Module, regime: Regime, place: Workplace, *, role: Rol
         title=f"{role} alone",
         role=role,
     )
-    report = place.run(stage, regime)
-    return Trained(model.eval(), (report,), time.perf_counter() - started)
 
 
 def carry_out(
@@ -141,38 +143,58 @@ def carry_out(
         ConfigError: A role or layer is missing.
         ShapeError: The teacher's classes are others than the data's.
     """
+    reports: dict[Role, list[StageReport]] = {}
+    learns = [(parameter, parameter.requires_grad) for model in models.values() for parameter in model.parameters()]
+    try:
+        for stage in planned_stages(plan, options, models=models, regimes=regimes, place=place):
+            reports.setdefault(stage.role, []).append(place.run(stage, regimes[stage.role]))
+    finally:
+        for parameter, before in learns:  # whoever guided was frozen
+            parameter.requires_grad_(before)
+    return {
+        role: Trained(models[role].eval(), tuple(done), sum(report.seconds for report in done))
+        for role, done in reports.items()
+    }
+
+
+def planned_stages(
+    plan: Plan,
+    options: Section | Mapping[str, Any],
+    *,
+    models: Mapping[Role, nn.Module],
+    regimes: Mapping[Role, Regime],
+    place: Workplace,
+) -> Iterator[Stage]:
+    """The stages of a plan, each made ready when it is asked for: after those before it have been run.
+
+    Args and errors are those of `carry_out`.
+    """
     values = options.model_dump() if isinstance(options, Section) else dict(options)
-    for role in {"teacher", *(s.student for s in plan.stages)}:
+    for role in {"teacher", *(stage.student for stage in plan.stages)}:
         if role not in models:
             raise ConfigError(f"plan '{plan.name}' needs a model for the {role}", where=role)
     _check_classes(models["teacher"], place)
     for model in models.values():
         place.take(model)
-    results: dict[Role, Trained] = {}
-    roles: tuple[Role, ...] = ("assistant", "student")
-    for role in roles:
+    learners: tuple[Role, ...] = ("assistant", "student")
+    for role in learners:
         planned = plan.stages_of(role)
         if not planned:
             continue
-        started = time.perf_counter()
-        regime = regimes[role]
-        epochs = plan.epochs_of(role, regime.training.epochs, each=regime.training.stage_epochs == "each")
-        reports: list[StageReport] = []
-        for number, (stage, count) in enumerate(zip(planned, epochs, strict=True)):
-            ready = _prepare(
+        training = regimes[role].training
+        epochs = plan.epochs_of(role, training.epochs, each=training.stage_epochs == "each")
+        for number, stage in enumerate(planned):
+            yield _prepare(
                 plan,
                 stage,
                 stage_method(stage, values),
                 teacher=models[stage.teacher],
                 student=models[role],
-                epochs=count,
-                first_epoch=sum(report.epochs for report in reports),
+                epochs=epochs[number],
+                first_epoch=sum(epochs[:number]),
                 final=number == len(planned) - 1,
                 place=place,
             )
-            reports.append(place.run(ready, regime))
-        results[role] = Trained(models[role].eval(), tuple(reports), time.perf_counter() - started)
-    return results
 
 
 def _prepare(

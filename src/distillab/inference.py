@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from distillab.config import RunConfig
 from distillab.data.batches import EvaluationBatches
 from distillab.data.catalog import open_dataset
-from distillab.data.decoding import decode_image
-from distillab.data.image_folder import find_images
+from distillab.data.decoding import EXTENSIONS, decode_image
 from distillab.errors import DataError, ShapeError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.evaluation.evaluate import evaluate
@@ -118,16 +118,23 @@ def predict_files(
     compute = choose_compute(device)
     classifier = _load(source, model, None, compute, allow_code, observer)
     size = classifier.image_size
-    files = [file for entry in inputs for file in find_images(entry)]
+    files = [file for entry in inputs for file in _image_files(entry)]
     if not files:
         raise DataError("there are no images", where=", ".join(map(str, inputs)), hint="give image files or a folder")
     names = list(classifier.classes or map(str, range(classifier.num_classes)))
     records: list[dict[str, Any]] = []
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
-        images = torch.stack([torch.from_numpy(decode_image(file, size)) for file in chunk])  # [N, S, S, 3] uint8
+        images = torch.from_numpy(np.stack([decode_image(file, size) for file in chunk]))  # [N, S, S, 3] uint8
         records += _records(chunk, _probabilities(classifier, images, compute), names)
     return records
+
+
+def _image_files(entry: Path) -> list[Path]:
+    """The file itself, or all images below a folder, sorted by path."""
+    if not entry.is_dir():
+        return [entry]  # what cannot be read is named when it is decoded
+    return sorted(file for file in entry.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
 
 
 @torch.no_grad()

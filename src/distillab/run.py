@@ -25,6 +25,7 @@ from distillab.models.weights import load_model, save_weights
 from distillab.runtime.events import Note, Observer, silent
 from distillab.scene import Scene, open_scene
 from distillab.stages import Role, find_plan
+from distillab.training.config import Regime
 from distillab.training.trainer import recalibrated
 
 RESULT_FORMAT = 1
@@ -73,7 +74,8 @@ def run_train(
             "kind": "train",
             "role": config.role,
             "model": config.model,
-            **_outcome(scene, trained, config.role, _test_best(scene, trained, config.role)),
+            **_outcome(scene, trained, config.role),
+            **_training_record([trained]),
         }
         return _conclude(scene, summary, {config.role: trained.model})
 
@@ -106,16 +108,24 @@ def run_distill(
     label = f"{plan.name}-{_file_name(config.student)}"
     specs = [config.student, *([config.assistant] if plan.uses_assistant else [])]
     with open_scene(config, specs, label, observer, command, allow_code, save_run, memory) as scene:
-        models: dict[Role, nn.Module] = {}
-        regimes: dict[Role, Regime] = {"student": regime_of(config)}
-        if plan.uses_assistant:
-            models["assistant"] = scene.build(config.assistant, "assistant")
-            regimes["assistant"] = regime_of(for_role(config, "assistant"))
-        models["student"] = scene.build(config.student, "student")
+        models = build_students(scene, config)
+        regimes: dict[Role, Regime] = {
+            "student": regime_of(config),
+            "assistant": regime_of(for_role(config, "assistant")),
+        }
         taught = None if teacher is not None else _train_teacher(scene, config)
-        models["teacher"] = teacher or (taught.model if taught else _load_teacher(scene, config))
+        models["teacher"] = teacher or (taught.model if taught else load_teacher(scene, config))
         trained = carry_out(plan, config.distill, models=models, regimes=regimes, place=scene.place)
         return _conclude(scene, _distill_summary(scene, config, models, trained, taught), dict(models))
+
+
+def build_students(scene: Scene, config: DistillConfig) -> dict[Role, nn.Module]:
+    """The new models of a plan: the student, and the assistant where there is one."""
+    models: dict[Role, nn.Module] = {}
+    if find_plan(config.method, config.stages).uses_assistant:
+        models["assistant"] = scene.build(config.assistant, "assistant")
+    models["student"] = scene.build(config.student, "student")
+    return models
 
 
 def _distill_summary(
@@ -138,21 +148,16 @@ def _distill_summary(
             **(_training_record([taught]) if taught else {}),
         }
     }
-    if taught:
-        _save(scene, "teacher", models["teacher"])
     if "assistant" in trained:
-        outcome = _outcome(scene, trained["assistant"], "assistant", None)
-        roles["assistant"] = {"model": config.assistant, **outcome}
-    student = _outcome(scene, trained["student"], "student", _test_best(scene, trained["student"], "student"))
-    stages = [report for role in trained for report in _training_record([trained[role]])["stages"]]
+        roles["assistant"] = {"model": config.assistant, **_outcome(scene, trained["assistant"], "assistant")}
     return {
         "format_version": RESULT_FORMAT,
         "kind": "distill",
         "role": "student",
         "method": config.method,
         "model": config.student,
-        **student,
-        "stages": stages,
+        **_outcome(scene, trained["student"], "student"),
+        **_training_record(list(trained.values())),
         **roles,
     }
 
@@ -163,7 +168,9 @@ def _train_teacher(scene: Scene, config: DistillConfig) -> Trained | None:
         return None
     scene.place.observer(Note(f"no weights are given for the teacher: a {config.teacher} is trained first"))
     model = scene.build(config.teacher, "teacher")
-    return train_alone(model, regime_of(alone(config, "teacher")), scene.place, role="teacher")
+    trained = train_alone(model, regime_of(alone(config, "teacher")), scene.place, role="teacher")
+    _save(scene, "teacher", trained.model)
+    return trained
 
 
 def is_weight_source(spec: str) -> bool:
@@ -184,7 +191,7 @@ def is_weight_source(spec: str) -> bool:
     return False
 
 
-def _load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
+def load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
     """Load the teacher and see that its classes are the data's.
 
     Raises:
@@ -212,37 +219,39 @@ def _load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
     return teacher
 
 
-def _outcome(scene: Scene, trained: Trained, role: Role, best: dict[str, Any] | None) -> dict[str, Any]:
+def _outcome(scene: Scene, trained: Trained, role: Role) -> dict[str, Any]:
     """Save a model that was trained, test it, and say what it costs."""
+    weights = f"{role}.safetensors"
     _save(scene, role, trained.model)
-    validation = trained.validation.as_dict() if trained.validation else None
-    before = trained.stages[-1].validation_before_recalibration
+    test = scene.test(trained.model).as_dict()
+    validation, before = trained.validation, trained.stages[-1].validation_before_recalibration
     return {
         "seed": scene.config.seed,
         "data": scene.dataset.name,
-        "weights": f"{role}.safetensors",
-        "test": scene.test(trained.model).as_dict(),
-        "validation": validation,
+        "weights": weights,
+        "test": test,
+        "validation": validation.as_dict() if validation else None,
         "validation_before_recalibration": before.as_dict() if before else None,
-        "best": best,
+        "best": _best(scene, trained, role, {"test": test, "weights": weights}),
         "cost": _cost(trained.model, scene.feed.image_size),
-        **_training_record([trained]),
     }
 
 
-def _test_best(scene: Scene, trained: Trained, role: Role) -> dict[str, Any] | None:
-    """Test and save the weights that validation would have chosen, beside the last ones; None without validation."""
+def _best(scene: Scene, trained: Trained, role: Role, last: dict[str, Any]) -> dict[str, Any] | None:
+    """The weights that validation would have chosen, saved and tested beside the last ones; None without validation."""
     best = trained.best
     if best is None:
         return None
     record = {"epoch": best.epoch, "validation_top1": best.validation.top1, "validation_nll": best.validation.nll}
-    last = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    stopped_early = scene.config.training.early_stop_patience is not None  # then the best weights are back already
+    if stopped_early or best.epoch == trained.stages[-1].epochs:
+        return record | last
+    kept = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
     trained.model.load_state_dict(best.state)
     recalibrated(trained.model, scene.feed, regime_of(scene.config), scene.place.compute)
-    record["test"] = scene.test(trained.model).as_dict()
-    record["weights"] = f"{role}-best.safetensors"
+    record |= {"test": scene.test(trained.model).as_dict(), "weights": f"{role}-best.safetensors"}
     _save(scene, f"{role}-best", trained.model)
-    trained.model.load_state_dict(last)
+    trained.model.load_state_dict(kept)
     return record
 
 
@@ -280,7 +289,7 @@ def _save(scene: Scene, name: str, model: nn.Module) -> None:
         "data": scene.dataset.name,
     }
     path = scene.run_dir.path / f"{name}.safetensors"
-    metadata = {"classes": list(scene.dataset.classes), "image_size": scene.feed.image_size, "source": source}
+    metadata = {"classes": list(scene.dataset.classes), "source": source}
     save_weights(model, path, metadata)
 
 

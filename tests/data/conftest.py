@@ -49,7 +49,8 @@ def tar_bytes(members):
 def archive_for(content, url="http://127.0.0.1:9/cifar-10-binary.tar.gz", **changes) -> CifarArchive:
     """CIFAR-10 in small: the real description with other numbers."""
     file = RemoteFile(url, len(content), hashlib.sha256(content).hexdigest())
-    return dataclasses.replace(CIFAR10, file=file, train_files=TRAIN_FILES, test_files=TEST_FILES, **changes)
+    files = {"train_files": TRAIN_FILES, "test_files": TEST_FILES}
+    return dataclasses.replace(CIFAR10, file=file, **{**files, **changes})
 
 
 def good_members():

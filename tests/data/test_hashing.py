@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from distillab.data.hashing import Stream, below, draws, uniform
+from distillab.data.hashing import Stream, below, draws
 
 MASK = (1 << 64) - 1
 
@@ -58,14 +58,6 @@ def test_every_bit_is_set_in_half_of_the_draws():
     assert np.abs(np.array(shares) - 0.5).max() < 5 * 0.5 / np.sqrt(20_000)
 
 
-def test_uniform_numbers_are_uniform_and_below_one():
-    numbers = uniform(draws(0, 0, torch.arange(20_000), Stream.LAMBDA))
-    assert numbers.dtype == torch.float32
-    assert 0.0 <= numbers.min()
-    assert numbers.max() < 1.0
-    assert stats.kstest(numbers.numpy(), "uniform").pvalue > 0.01
-
-
 @pytest.mark.parametrize("bound", [1, 2, 9, 1000])
 def test_whole_numbers_are_uniform_below_their_bound(bound):
     numbers = below(draws(0, 0, torch.arange(30_000), Stream.PARTNER), bound)
@@ -77,6 +69,4 @@ def test_whole_numbers_are_uniform_below_their_bound(bound):
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same():
     indices = torch.arange(10_000)
-    assert torch.equal(
-        draws(5, 6, indices.cuda(), Stream.FLIP).cpu(), draws(5, 6, indices, Stream.FLIP)
-    )
+    assert torch.equal(draws(5, 6, indices.cuda(), Stream.FLIP).cpu(), draws(5, 6, indices, Stream.FLIP))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from distillab.data.batches import Batch
+from distillab.data.batch import Batch
 from distillab.errors import ConfigError, DataError, NonFiniteLossError, ShapeError
-from distillab.evaluation.evaluate import collect_logits, evaluate, evaluate_logits, evaluation_mode
+from distillab.evaluation.evaluate import collect_logits, evaluate, evaluate_logits
 
 
 def batches(sizes=(4, 4, 3), num_classes=7, seed=0):
@@ -53,16 +53,9 @@ def test_every_module_returns_to_its_own_mode_also_after_an_error():
     before = [module.training for module in net.modules()]
     collect_logits(net, batches())
     assert [module.training for module in net.modules()] == before
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="expected 4D input"):
         collect_logits(net, [Batch(torch.zeros(2, 5), torch.zeros(2).long(), None, 0)])
     assert [module.training for module in net.modules()] == before
-
-
-def test_every_module_is_in_evaluation_mode_inside():
-    net = model().train()
-    with evaluation_mode(net):
-        assert not any(module.training for module in net.modules())
-    assert all(module.training for module in net.modules())
 
 
 def test_logits_of_mixed_precision_come_as_float32():

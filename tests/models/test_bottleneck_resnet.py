@@ -69,10 +69,13 @@ def test_dropout_follows_each_norm_of_the_residual_branch_and_precedes_the_class
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_hint_pool_is_the_pooled_second_stage_and_no_way_to_the_logits(name):
-    model = on_meta(name)
-    _, features = model.tap(torch.rand(2, 3, 32, 32, device="meta"), ["conv3_x", "hint_pool"])
-    assert features["conv3_x"].shape == (2, 8 * WIDTHS[name], 16, 16)
-    assert features["hint_pool"].shape == (2, 8 * WIDTHS[name], 7, 7)
+    model = build_model(name, 10)
+    with torch.no_grad():
+        logits, features = model.tap(torch.rand(1, 3, 32, 32), ["conv3_x", "hint_pool"], stop=True)
+    assert logits is None
+    assert features["conv3_x"].shape == (1, 8 * WIDTHS[name], 16, 16)
+    assert features["hint_pool"].shape == (1, 8 * WIDTHS[name], 7, 7)
+    assert "hint_pool" not in model.links
 
 
 def test_the_side_branch_runs_only_when_it_is_tapped():

@@ -49,10 +49,10 @@ def test_records_are_read_without_importing_torch():
 def test_every_record_builds_its_model(name):
     info = MODELS[name]
     assert info.name == name
-    with torch.device("meta"):
-        model = build_model(name, 7)
-        logits = model.eval()(torch.rand(2, 3, info.input_size, info.input_size))
-    assert logits.shape == (2, 7)
+    model = build_model(name, 7).eval()
+    with torch.no_grad():
+        logits = model(torch.rand(1, 3, info.input_size, info.input_size))
+    assert logits.shape == (1, 7)
     assert (model.spec, model.num_classes, model.image_size) == (name, 7, 32)
     assert model.hint_layer in dict(model.named_modules())
 

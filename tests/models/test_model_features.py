@@ -164,6 +164,8 @@ def test_a_model_that_catches_exceptions_is_stopped_all_the_same():
 def test_an_unknown_layer_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'pool2'"):
         forward_features(build_model("cnn16", 10), images(2, 32), ("pool_2",))
+    with pytest.raises(ConfigError, match="no layer ''"):
+        forward_features(Foreign(), images(), ("",))
     with pytest.raises(ConfigError, match=r"did you mean 'body\.1'"):
         forward_features(Foreign(), images(), ("body.11",))
 

@@ -29,6 +29,12 @@ Quiet: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool, Parameter(negative="", show_default=False, group=COMMAND, help="Give the result as one JSON object on stdout.")
 ]
+DryRun: TypeAlias = Annotated[
+    bool,
+    Parameter(
+        negative="", show_default=False, group=COMMAND, help="Build everything, show the plan, train nothing."
+    ),
+]
 AllowCode: TypeAlias = Annotated[
     bool,
     Parameter(
@@ -56,7 +62,7 @@ Recipe: TypeAlias = Annotated[
     ),
 ]
 
-_METHOD_FIELDS = ("method", "teacher", "teacher_model", "assistant", "student", "alone")
+_METHOD_FIELDS = ("method", "teacher", "teacher_model", "assistant", "student", "alone", "distill")
 _NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are written in a recipe
 
 

@@ -79,7 +79,8 @@ def _read(path: Path | str) -> Image.Image:
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
-            return ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
     except FileNotFoundError:
         raise DataError("there is no such image", where=_shown(path)) from None
     except Image.DecompressionBombError as error:

@@ -52,18 +52,6 @@ def draws(seed: int, view: int, indices: Tensor, stream: Stream) -> Tensor:
     return _mixed((indices + 1) * _GAMMA + key)
 
 
-def uniform(bits: Tensor) -> Tensor:
-    """Numbers from [0, 1) made of draws.
-
-    Args:
-        bits: [N] int64 of `draws`.
-
-    Returns:
-        [N] float32, multiples of 2^-24.
-    """
-    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
-
-
 def below(bits: Tensor, bound: int) -> Tensor:
     """Whole numbers from 0 to bound - 1 made of draws.
 

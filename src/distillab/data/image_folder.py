@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,8 @@ def _list_part(part: Path, root: Path, ignored: Counter[str]) -> tuple[tuple[str
         )
     files: list[ImageFile] = []
     for label, entry in enumerate(class_folders):
-        found = sorted(_images(entry.path, root, label, ignored), key=lambda file: file.path)
+        prefix = Path(entry.path).relative_to(root).as_posix()
+        found = sorted(_images(entry.path, prefix, root, label, ignored), key=lambda file: file.path)
         if not found:
             raise DataError(
                 f"class '{entry.name}' has no images",
@@ -172,17 +173,18 @@ def _folders(place: Path, root: Path, ignored: Counter[str]) -> Iterator[os.DirE
             ignored[_extension(entry)] += 1
 
 
-def _images(place: str, root: Path, label: int, ignored: Counter[str]) -> Iterator[ImageFile]:
-    """Images in `place` and below."""
+def _images(
+    place: str, prefix: str, root: Path, label: int, ignored: Counter[str]
+) -> Iterator[ImageFile]:
+    """Images in `place`, which is `prefix` from the root, and below."""
     for entry in _entries(place, root):
         if entry.is_dir():
             if entry.is_symlink():
                 raise DataError("a link to a folder inside a class", where=entry.path, hint=_LINK_HINT)
-            yield from _images(entry.path, root, label, ignored)
+            yield from _images(entry.path, f"{prefix}/{entry.name}", root, label, ignored)
         elif _extension(entry) in EXTENSIONS:
             stat = entry.stat()
-            path = Path(entry.path).relative_to(root).as_posix()
-            yield ImageFile(path, label, stat.st_size, stat.st_mtime_ns)
+            yield ImageFile(f"{prefix}/{entry.name}", label, stat.st_size, stat.st_mtime_ns)
         else:
             ignored[_extension(entry)] += 1
 
@@ -209,7 +211,8 @@ def _entries(place: Path | str, root: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _extension(entry: os.DirEntry[str]) -> str:
-    return PurePath(entry.name).suffix.lower()
+    _, dot, extension = entry.name.rpartition(".")
+    return (dot + extension).lower() if dot else ""
 
 
 def _check_same_classes(train: tuple[str, ...], test: tuple[str, ...], where: Path) -> None:

@@ -103,6 +103,8 @@ def _load(folder: Path, source: Source) -> Dataset:
         raise _UnusableError("done once", where=str(folder)) from None
     except (OSError, ValueError):
         raise _UnusableError("the stored manifest is unreadable", where=str(folder)) from None
+    if not isinstance(manifest, dict):
+        raise _UnusableError("the stored manifest is unreadable", where=str(folder))
     recorded = {key: manifest.pop(key, None) for key in ("mean", "std", "sha256")}
     if manifest != source.description():
         raise _UnusableError("the source changed since it was stored", where=str(folder))

@@ -11,23 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillab.models.catalog import MODELS, build_model
 from distillab.models.classifier import evaluation_mode
 
 WARM_UPS = 3
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Size of a model.
-
-    Attributes:
-        parameters: As `count_parameters`.
-        macs: As `count_macs`.
-    """
-
-    parameters: int
-    macs: int
 
 
 @dataclass(frozen=True)
@@ -64,18 +50,6 @@ def count_macs(model: nn.Module, image_size: int) -> int:
     with evaluation_mode(model), torch.no_grad(), counter:
         model(_images(model, 1, image_size))
     return int(counter.get_total_flops()) // 2
-
-
-def catalog_cost(name: str, num_classes: int = 10) -> Cost:
-    """Cost of a model of the catalog at its input size; no weights are made for it.
-
-    Args:
-        name: A name in `MODELS`.
-        num_classes: C >= 2.
-    """
-    with torch.device("meta"):
-        model = build_model(name, num_classes)
-    return Cost(count_parameters(model), count_macs(model, MODELS[name].input_size))
 
 
 def latency(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from distillab.data.batches import Batch
+from distillab.data.batch import Batch
 from distillab.errors import ConfigError, DataError, NonFiniteLossError
 from distillab.evaluation import metrics
+from distillab.models.classifier import evaluation_mode
 from distillab.models.features import forward_features
 from distillab.tensors import check_labels, check_logits
 
@@ -98,16 +98,14 @@ def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
     check_logits(logits=logits)
     check_labels(labels, logits, mixed=False)
     _check_finite("the model", logits)
-    own = {
-        "top1": metrics.top_k_accuracy(logits, labels, 1),
-        "nll": metrics.negative_log_likelihood(logits, labels),
-        "ece": metrics.expected_calibration_error(logits, labels),
-    }
-    top5 = metrics.top_k_accuracy(logits, labels, 5).item() if logits.shape[1] > 5 else None
-    shared = {} if teacher_logits is None else _compare(logits, teacher_logits, labels)
-    return Evaluation(
-        num_samples=len(labels), top5=top5, **{name: value.item() for name, value in own.items()}, **shared
+    own = Evaluation(
+        num_samples=len(labels),
+        top1=metrics.top_k_accuracy(logits, labels, 1).item(),
+        top5=metrics.top_k_accuracy(logits, labels, 5).item() if logits.shape[1] > 5 else None,
+        nll=metrics.negative_log_likelihood(logits, labels).item(),
+        ece=metrics.expected_calibration_error(logits, labels).item(),
     )
+    return own if teacher_logits is None else _compared(own, logits, teacher_logits, labels)
 
 
 def collect_logits(
@@ -133,9 +131,7 @@ def collect_logits(
     collected, labels = [], []
     with evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            with torch.autocast(
-                batch.images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None
-            ):
+            with torch.autocast(batch.images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                 logits = forward_features(model, batch.images).logits
             assert logits is not None, "a forward pass that does not stop ends in logits"
             check_logits(logits=logits)
@@ -151,31 +147,17 @@ def collect_logits(
     return torch.cat(collected), torch.cat(labels)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module returns to its own mode, also where they differ.
-
-    Args:
-        model: Dropout is off and BatchNorm reads its running statistics inside the block.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _compare(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+def _compared(own: Evaluation, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Evaluation:
+    """The same with the numbers that need a teacher."""
     check_logits(logits=logits, teacher_logits=teacher_logits)
     _check_finite("the teacher", teacher_logits)
     where_wrong = metrics.accuracy_where_teacher_wrong(logits, teacher_logits, labels)
-    return {
-        "teacher_agreement": metrics.agreement(logits, teacher_logits).item(),
-        "teacher_divergence": metrics.divergence(logits, teacher_logits).item(),
-        "top1_where_teacher_wrong": None if where_wrong.isnan() else where_wrong.item(),
-    }
+    return replace(
+        own,
+        teacher_agreement=metrics.agreement(logits, teacher_logits).item(),
+        teacher_divergence=metrics.divergence(logits, teacher_logits).item(),
+        top1_where_teacher_wrong=None if where_wrong.isnan() else where_wrong.item(),
+    )
 
 
 def _check_finite(role: str, logits: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, get_args
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,17 +64,14 @@ def merit_weights(
     logits = widen(teacher_logits.detach())
     if variant == "soft":
         return label_average(F.softmax(logits / temperature, dim=1), labels)
-    choice = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)  # [N, C]
-    right = label_average(
-        choice, labels
-    )  # [N], 1 where the teacher is right, 0 where wrong, between if mixed
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    chosen = (logits.argmax(dim=1, keepdim=True) == classes).to(logits.dtype)  # [N, C]
+    right = label_average(chosen, labels)  # [N], 1 where the teacher is right, 0 where wrong, between if mixed
     if variant == "delta":
         return 0.5 + delta * (2.0 * right - 1.0)
     if variant == "hard":
         return 0.5 * right
-    raise ConfigError(
-        f"unknown variant '{variant}'", where="variant", hint=nearest(str(variant), get_args(Variant))
-    )
+    raise ConfigError(f"unknown variant '{variant}'", where="variant", hint=nearest(str(variant), get_args(Variant)))
 
 
 def merit_based_loss(
@@ -155,9 +153,7 @@ class MeritBasedConfig(Section):
     @model_validator(mode="after")
     def _delta_must_count(self) -> Self:
         if self.delta is not None and self.variant != "delta":
-            raise ValueError(
-                f"delta has no effect with variant '{self.variant}': leave it out, or use variant 'delta'"
-            )
+            raise ValueError(f"delta has no effect with variant '{self.variant}': leave it out, or use variant 'delta'")
         return self
 
 

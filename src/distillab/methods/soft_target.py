@@ -57,9 +57,7 @@ class SoftTargetConfig(Section):
     label_weight: float = Field(
         0.1, ge=0.0, allow_inf_nan=False, description="Weight of the labels' cross-entropy; 0 leaves it out."
     )
-    distill_weight: float = Field(
-        0.9, ge=0.0, allow_inf_nan=False, description="Weight of the teacher's soft targets."
-    )
+    distill_weight: float = Field(0.9, ge=0.0, allow_inf_nan=False, description="Weight of the teacher's soft targets.")
     distill_weight_start: float | None = Field(
         None,
         ge=0.0,

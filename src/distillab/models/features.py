@@ -49,17 +49,17 @@ def forward_features(
 
     Raises:
         ConfigError: An unknown layer, one that does not run, or `stop` without layers.
-        ShapeError: A layer that gives no tensor or runs more than once in a pass (a shared ReLU), logits that
-            are not [N, C]. With `stop`, a pass ends at the first run of its last layer.
+        ShapeError: A layer that gives no tensor or runs more than once in a pass (a shared ReLU), a model that
+            returns no tensor. With `stop`, a pass ends at the first run of its last layer.
     """
     if stop and not layers:
         raise ConfigError("nothing to stop at: no layers are named", where="layers")
     wanted = tuple(dict.fromkeys(layers))
-    modules = _modules(model, wanted)
     if isinstance(model, Chain) and all(name in model.links or name in model.branches for name in wanted):
         logits, features = model.tap(images, wanted, stop=stop)
         return ModelOutput(logits, features)
     features = {}
+    modules = {name: _module(model, name) for name in wanted}
     with _hooks(modules, _collector(features, len(wanted) if stop else None)):
         try:
             logits = _logits(model, images, wanted)
@@ -126,10 +126,10 @@ def _named_root(model: nn.Module) -> nn.Module:
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
-    root = _named_root(model)
+    with contextlib.suppress(AttributeError):
+        if name:
+            return _named_root(model).get_submodule(name)
     known = tappable_layers(model)
-    if name in known:
-        return root.get_submodule(name)
     parent = name.rpartition(".")[0]
     siblings = [other for other in known if other.rpartition(".")[0] == (parent if parent in known else "")]
     raise ConfigError(f"the model has no layer '{name}'", where="layers", hint=nearest(name, siblings))

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".bin": _read_pickle}
+    if not path.exists():
+        raise CheckpointError("no such weight file or run folder", where=str(path), hint="check the path")
     if path.is_dir():
         raise CheckpointError("this is a folder, not a weight file", where=str(path), hint="name a file in it")
     if path.suffix not in readers:
@@ -97,8 +100,6 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         tensors, metadata = readers[path.suffix](path)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such weight file", where=str(path), hint="check the path") from error
     except OSError as error:
         raise CheckpointError(
             f"cannot be read: {error.strerror or error}", where=str(path), hint="check the file's permissions"
@@ -211,7 +212,10 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             _verify(path, record, [data])
             metadata = record
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Warnings about odd files: every one of them is an error below, and said there.
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Without the cause: torch's text explains how to run the file's code all the same.
         if "GLOBAL" in str(error):

@@ -248,10 +248,11 @@ def _from_weights(
 
 def _recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int] | None:
     """Which of the classic six has weights of these names, and for how many classes; None where none has."""
-    last = tensors.get("mlp.fc2.bias", tensors.get("fc.bias"))
-    if last is None or last.ndim != 1 or len(last) < 2:
-        return None
-    for name in MODELS:
+    last_layers = {"normal": "mlp.fc2.bias", "resnet": "fc.bias"}
+    for name, info in MODELS.items():
+        last = tensors.get(last_layers[info.family])
+        if last is None or last.ndim != 1 or len(last) < 2:
+            continue
         with torch.device("meta"):
             candidate = build_model(name, len(last))
         if candidate.state_dict().keys() == tensors.keys():

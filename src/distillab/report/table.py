@@ -119,19 +119,25 @@ def _row(
 
 
 def plan_tables(plan: Mapping[str, Any]) -> list[Table | str]:
-    """What `--dry-run` shows.
+    """What `--dry-run` shows: data, models, stages, and how long it would take.
 
     Args:
         plan: What `preview` gave.
     """
-    return [str(plan)]
+    data = {**plan["data"], "images": "x".join(map(str, plan["data"]["images"]))}
+    return [
+        records_table([data], tuple(data)),
+        records_table(plan["models"], ("role", "model", "parameters", "macs")),
+        records_table(plan["stages"], ("title", "method", "epochs", "steps", "seconds")),
+        f"about {plan['seconds']:.0f} s of training; nothing was trained",
+    ]
 
 
 def records_table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     """A listing: the named values of every record.
 
     Args:
-        records: What is listed. Counts are shown with separators, lists joined by commas.
+        records: What is listed. Counts are shown with separators, lists joined by semicolons.
         columns: Keys of the records, which are the heads as well.
     """
     return Table(
@@ -151,7 +157,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return "; ".join(map(str, value))
     return str(value)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from distillab.evaluation.evaluate import evaluation_mode
+from distillab.models.classifier import evaluation_mode
 from distillab.runtime.device import Compute
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ Record = Callable[[Mapping[str, Any]], None]
 """Takes what an epoch brought: one line of `metrics.jsonl`."""
 
 _SECONDS_BETWEEN_READINGS = 0.5
+_TRIAL_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,37 @@ def fit(
         validation=after,
         validation_before_recalibration=before,
     )
+
+
+def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> float:
+    """Wall time of one step, estimated from a small batch on copies of what would learn.
+
+    Args:
+        stage: Ready to run; it stays as it is.
+        feed: Images.
+        regime: Optimizer and the rest.
+        compute: Device and precision.
+    """
+    learner = copy.deepcopy(stage.learner).train()
+    step = Step(
+        learner,
+        method=stage.method,
+        guidance=stage.guidance,
+        optimizer=make_optimizer(trainable(learner), regime.optimizer),
+        gradient_clip=regime.training.gradient_clip,
+        average=None,
+        compute=compute,
+    )
+    batch = next(iter(feed.training.epoch(0)))
+    few = replace(batch, images=batch.images[:_TRIAL_IMAGES], labels=batch.labels[:_TRIAL_IMAGES], indices=None)
+    progress = torch.zeros((), device=compute.device)
+    started = 0.0
+    with isolated_generators(compute.device):
+        for trial in range(2):  # the first one warms up
+            started = time.perf_counter()
+            step(few, number=0, step=trial, progress=progress)
+            step.tally.read()  # waits for the device
+    return (time.perf_counter() - started) * len(batch.labels) / len(few.labels)
 
 
 def _run_epoch(

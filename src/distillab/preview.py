@@ -1,0 +1,107 @@
+"""What a run would do, without doing it: everything is built and tried on a few images, nothing is kept."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from distillab.config import DistillConfig, TrainConfig, alone, for_role, regime_of, settings_of
+from distillab.evaluation.cost import count_macs, count_parameters
+from distillab.execution import baseline_stage, planned_stages
+from distillab.run import build_students, is_weight_source, load_teacher
+from distillab.runtime.events import Observer, silent
+from distillab.scene import Scene, open_scene
+from distillab.stages import Role, find_plan
+from distillab.training.config import Regime
+from distillab.training.trainer import Stage, seconds_per_step
+
+
+def preview(
+    config: TrainConfig | DistillConfig, *, allow_code: bool = False, observer: Observer = silent
+) -> dict[str, Any]:
+    """Build all of a run and say what it would do.
+
+    Args:
+        config: Resolved settings.
+        allow_code: Models may be functions of packages.
+        observer: Is told of assumptions.
+
+    Returns:
+        "config", "data" (name, classes, numbers of images), "models" (role, model, parameters, macs), "stages" (title,
+        method, epochs, steps, seconds) and "seconds", an estimate for all stages; ready for JSON.
+
+    Raises:
+        DistillabError: Whatever the run itself would stumble over before its first step.
+    """
+    specs = [config.model] if isinstance(config, TrainConfig) else [config.student]
+    with open_scene(config, specs, "preview", observer, (), allow_code, save_run=False) as scene:
+        models, stages = _train(scene, config) if isinstance(config, TrainConfig) else _distill(scene, config)
+        described = [_describe(scene, stage, regime) for stage, regime in stages]
+    return {
+        "config": settings_of(config),
+        "data": _data(scene),
+        "models": [_model(role, model, scene.feed.image_size) for role, model in models],
+        "stages": described,
+        "seconds": sum(stage["seconds"] for stage in described),
+    }
+
+
+def _train(scene: Scene, config: TrainConfig) -> tuple[Sequence[tuple[Role, nn.Module]], list[tuple[Stage, Regime]]]:
+    model = scene.build(config.model, config.role)
+    regime = regime_of(config)
+    return [(config.role, model)], [(baseline_stage(model, regime, scene.place, role=config.role), regime)]
+
+
+def _distill(
+    scene: Scene, config: DistillConfig
+) -> tuple[Sequence[tuple[Role, nn.Module]], Iterable[tuple[Stage, Regime]]]:
+    models = build_students(scene, config)
+    regimes: dict[Role, Regime] = {"student": regime_of(config), "assistant": regime_of(for_role(config, "assistant"))}
+    first: list[tuple[Stage, Regime]] = []  # described before the rest, which freezes the teacher
+    if is_weight_source(config.teacher):
+        models["teacher"] = load_teacher(scene, config)
+    else:
+        models["teacher"] = scene.build(config.teacher, "teacher")
+        regime = regime_of(alone(config, "teacher"))
+        first = [(baseline_stage(models["teacher"], regime, scene.place, role="teacher"), regime)]
+    plan = find_plan(config.method, config.stages)
+    rest = planned_stages(plan, config.distill, models=models, regimes=regimes, place=scene.place)
+    return list(models.items()), itertools.chain(first, ((stage, regimes[stage.role]) for stage in rest))
+
+
+def _describe(scene: Scene, stage: Stage, regime: Regime) -> dict[str, Any]:
+    steps = stage.epochs * scene.feed.training.steps_per_epoch
+    return {
+        "title": stage.title,
+        "role": stage.role,
+        "method": stage.method.name,
+        "epochs": stage.epochs,
+        "steps": steps,
+        "seconds": steps * seconds_per_step(stage, scene.feed, regime, scene.place.compute),
+    }
+
+
+def _data(scene: Scene) -> dict[str, Any]:
+    train, test = scene.feed.training.num_samples, len(scene.dataset.test)
+    validation = len(scene.dataset.train) - train if scene.config.split.train_limit is None else None
+    size = scene.feed.image_size
+    return {
+        "name": scene.dataset.name,
+        "classes": scene.dataset.num_classes,
+        "images": [size, size],
+        "train": train,
+        "validation": validation,
+        "test": test,
+    }
+
+
+def _model(role: Role, model: nn.Module, image_size: int) -> dict[str, Any]:
+    return {
+        "role": role,
+        "model": getattr(model, "spec", type(model).__name__),
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, image_size),
+    }

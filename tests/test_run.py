@@ -1,0 +1,202 @@
+import json
+import tomllib
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+
+from distillab.config import load_recipe, resolve_distill, resolve_train
+from distillab.errors import CheckpointError, ShapeError
+from distillab.inference import evaluate_file, predict_files
+from distillab.models.catalog import build_model
+from distillab.models.weights import load_model, save_weights
+from distillab.preview import preview
+from distillab.run import run_distill, run_train
+from distillab.runtime.events import Note
+
+NOT_BIT_EXACT = {"timing.jsonl", "env.json", "result.json", "command.txt"}
+
+
+def distill(folder, **flags):
+    config = resolve_distill(tiny.RECIPE, {"output": folder, **flags})
+    return run_distill(config, allow_code=True, command=["distillab", "distill"])
+
+
+def train(folder, **flags):
+    return run_train(resolve_train(tiny.RECIPE, {"output": folder, **flags}), allow_code=True)
+
+
+def without_times(result: dict) -> dict:
+    return {
+        key: without_times(value) if isinstance(value, dict) else value
+        for key, value in result.items()
+        if key != "timing"
+    }
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_repeat_and_use_the_run(tmp_path):
+    result = distill(tmp_path / "run", method="takd")
+    names = {path.name for path in result.run_dir.iterdir()}
+    assert names >= {
+        "config.toml",
+        "env.json",
+        "command.txt",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "teacher.safetensors",
+        "assistant.safetensors",
+        "student.safetensors",
+        "result.json",
+    }
+    assert json.loads((result.run_dir / "result.json").read_text()) == json.loads(json.dumps(result.summary))
+    lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in lines] == [
+        (stage, epoch) for stage in ("teacher alone", "assistant by takd (soft target)", "student by takd (soft target)")
+        for epoch in (1, 2)
+    ] or [(line["stage"], line["epoch"]) for line in lines] == [
+        (stage, epoch) for stage in ("teacher alone", "assistant by takd", "student by takd") for epoch in (1, 2)
+    ]
+    with safe_open(result.run_dir / "student.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["distillab"])
+    assert metadata["classes"] == list(tiny.CLASSES)
+    assert metadata["model"] == "tiny:build"
+    assert metadata["mean"] == [0.3, 0.3, 0.3]
+    assert metadata["source"]["method"] == "takd"
+    assert len(metadata["source"]["config_sha256"]) == 64
+
+
+def test_the_same_settings_give_the_same_files_to_the_last_bit(tmp_path):
+    first, second = (distill(tmp_path / name, method="multi", seed=7) for name in ("a", "b"))
+    for path in sorted(first.run_dir.iterdir()):
+        if path.name not in NOT_BIT_EXACT:
+            assert path.read_bytes() == (second.run_dir / path.name).read_bytes(), path.name
+    assert without_times(first.summary) == without_times(second.summary)
+
+
+def test_another_seed_gives_another_student(tmp_path):
+    first, second = (distill(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    a, b = (r.models["student"].state_dict()["inner.head.weight"] for r in (first, second))
+    assert not torch.equal(a, b)
+
+
+def test_the_config_of_a_run_repeats_it(tmp_path):
+    first = distill(tmp_path / "a", method="mbd-soft", distill={"temperature": 2.0})
+    recipe = load_recipe(str(tmp_path / "a"), allow_code=True)
+    again = run_distill(resolve_distill(recipe, {"output": tmp_path / "b"}), allow_code=True)
+    assert without_times(again.summary) == without_times(first.summary)
+    assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["distill"]["temperature"] == 2.0
+
+
+def test_a_teacher_from_a_run_folder_is_the_one_that_was_trained(tmp_path):
+    teacher = train(tmp_path / "teacher", role="teacher")
+    student = distill(tmp_path / "student", teacher=str(tmp_path / "teacher"))
+    assert student.summary["teacher"]["test"]["top1"] == teacher.summary["test"]["top1"]
+    assert student.summary["teacher"]["source"] == str(tmp_path / "teacher")
+    assert not (tmp_path / "student" / "teacher.safetensors").exists()
+
+
+def test_the_student_alone_and_the_distilled_one_start_from_the_same_weights(tmp_path):
+    flags = {"training": {"epochs": 1, "batch_size": 16, "recalibrate_batchnorm": False}, "optimizer": {"learning_rate": 1e-9}}
+    alone = train(tmp_path / "alone", role="student", **flags).models["student"]
+    distilled = distill(tmp_path / "st", **flags).models["student"]
+    for a, b in zip(alone.parameters(), distilled.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_best_on_validation_stands_beside_the_last(tmp_path):
+    flags = {"training": {"epochs": 12, "batch_size": 16}, "optimizer": {"learning_rate": 0.6}}
+    summary = train(tmp_path / "run", **flags).summary
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lowest = min(lines, key=lambda line: line["validation_loss"])
+    assert summary["best"]["epoch"] == lowest["epoch"]
+    file = tmp_path / "run" / summary["best"]["weights"]
+    assert file.exists()
+    assert file.name == ("student.safetensors" if lowest["epoch"] == 12 else "student-best.safetensors")
+
+
+def test_without_validation_nothing_is_chosen(tmp_path):
+    summary = train(tmp_path / "run", split={"validation_fraction": 0.0}).summary
+    assert summary["validation"] is None
+    assert summary["best"] is None
+    assert summary["test"]["num_samples"] == 30
+
+
+def test_nothing_is_written_where_nothing_is_to_be_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_train(resolve_train(tiny.RECIPE, {}), allow_code=True, save_run=False)
+    assert result.run_dir is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_with_the_classes_in_another_order_is_refused(tmp_path):
+    model = build_model("tiny:build_wide", 3, image_size=tiny.SIZE)
+    save_weights(model, tmp_path / "t.safetensors", {"classes": ["green", "red", "blue"]})
+    with pytest.raises(ShapeError, match="another order"):
+        distill(tmp_path / "run", teacher=str(tmp_path / "t.safetensors"))
+
+
+def test_a_teacher_with_other_classes_is_refused(tmp_path):
+    save_weights(build_model("tiny:build_wide", 4, image_size=tiny.SIZE), tmp_path / "t.safetensors", {})
+    with pytest.raises(CheckpointError, match="4 classes, 3 are asked for"):
+        distill(tmp_path / "run", teacher=str(tmp_path / "t.safetensors"))
+
+
+def test_a_missing_teacher_is_told_before_anything_is_trained(tmp_path):
+    with pytest.raises(CheckpointError, match="not there"):
+        distill(tmp_path / "run", teacher=str(tmp_path / "none.pth"))
+
+
+def test_a_preview_builds_everything_and_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = preview(resolve_distill(tiny.RECIPE, {"method": "multi"}), allow_code=True)
+    assert [stage["role"] for stage in found["stages"]] == ["teacher", "assistant", "assistant", "student", "student"]
+    assert {model["role"] for model in found["models"]} == {"teacher", "assistant", "student"}
+    assert all(model["parameters"] > 0 and model["macs"] > 0 for model in found["models"])
+    assert found["seconds"] > 0
+    assert found["data"]["train"] + found["data"]["validation"] == 72
+    json.dumps(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preview_of_a_baseline_is_one_stage(tmp_path):
+    found = preview(resolve_train(tiny.RECIPE, {"role": "assistant"}), allow_code=True)
+    assert [stage["title"] for stage in found["stages"]] == ["assistant alone"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    from PIL import Image
+
+    for split, images in (("train", tiny.dataset().train), ("test", tiny.dataset().test)):
+        for number, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            folder = tmp_path / "photos" / split / tiny.CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return tmp_path / "photos"
+
+
+def test_from_a_folder_of_images_to_predictions(tmp_path, photos):
+    flags = {"data": str(photos), "data_dir": tmp_path / "data", "training": {"epochs": 8, "batch_size": 16}}
+    result = train(tmp_path / "run", **flags)
+    config = resolve_train(tiny.RECIPE, {"data": str(photos), "data_dir": tmp_path / "data"})
+    notes = []
+    found = evaluate_file(str(tmp_path / "run"), config, teacher=str(tmp_path / "run"), allow_code=True, observer=notes.append)
+    for key in ("top1", "nll", "ece"):
+        assert found["test"][key] == pytest.approx(result.summary["test"][key], abs=1e-6)
+    assert found["test"]["teacher_agreement"] == 1.0
+    records = predict_files(str(tmp_path / "run"), [photos / "test"], device="cpu", allow_code=True)
+    assert len(records) == 30
+    right = sum(f"/{record['class']}/" in record["file"] for record in records)
+    assert right / 30 == pytest.approx(result.summary["test"]["top1"])
+    assert all(sum(record["probabilities"].values()) == pytest.approx(1.0) for record in records)
+    assert all(isinstance(note, Note) for note in notes)
+    json.dumps(records)
+
+
+def test_weights_of_a_run_come_back_in_evaluation_mode(tmp_path):
+    result = train(tmp_path / "run")
+    loaded = load_model(tmp_path / "run", allow_code=True)
+    images = torch.rand(4, 3, tiny.SIZE, tiny.SIZE)
+    with torch.no_grad():
+        assert torch.allclose(loaded(images), result.models["student"](images), atol=1e-6)

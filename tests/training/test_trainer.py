@@ -1,0 +1,192 @@
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from distillab.config import regime_of, resolve_distill
+from distillab.errors import NonFiniteLossError
+from distillab.execution import Workplace, baseline_stage
+from distillab.models.catalog import build_model
+from distillab.runtime.device import choose_compute
+from distillab.runtime.events import EpochEnded, StageStarted
+from distillab.runtime.reproducibility import seeded
+from distillab.scene import build_feed
+from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
+from distillab.training.step import Tally
+from distillab.training.trainer import fit, seconds_per_step
+
+COMPUTE = choose_compute("cpu", "float32")
+
+
+def ready(**settings):
+    config = resolve_distill({**tiny.RECIPE, **settings}, {})
+    feed = build_feed(config, tiny.dataset(), tiny.SIZE, COMPUTE)
+    with seeded(0, "model"):
+        model = build_model("tiny:build", 3, image_size=tiny.SIZE, mean=(0.3,) * 3, std=(0.2,) * 3)
+    place = Workplace(feed, 0, COMPUTE)
+    return baseline_stage(model, regime_of(config), place, role="student"), feed, regime_of(config)
+
+
+def train(stage, feed, regime, **more):
+    events, records = [], []
+    report = fit(stage, feed, regime, seed=0, compute=COMPUTE, observer=events.append, record=records.append, **more)
+    return report, events, records
+
+
+def test_it_learns():
+    report, _, _ = train(*ready(training={"epochs": 8, "batch_size": 16}))
+    assert report.history[-1]["loss"] < 0.5 * report.history[0]["loss"]
+    assert report.validation.top1 > 0.8
+
+
+def test_what_is_told_is_what_is_recorded():
+    report, events, records = train(*ready())
+    started = [event for event in events if isinstance(event, StageStarted)]
+    assert [(s.title, s.epochs, s.steps_per_epoch) for s in started] == [("student alone", 2, 4)]
+    ended = [dict(event.values) for event in events if isinstance(event, EpochEnded)]
+    assert ended == [dict(values) for values in report.history]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert {"loss", "loss/labels", "train_top1", "validation_top1", "validation_loss"} <= set(records[0])
+
+
+def test_the_reported_loss_is_the_mean_over_the_epochs_samples():
+    stage, feed, regime = ready(optimizer={"learning_rate": 1e-12, "weight_decay": 0.0}, training={"epochs": 1, "batch_size": 16})
+    stage.learner.student.inner.second[1].p = 0.0
+    report, _, _ = train(stage, feed, regime)
+    model = stage.learner.student.train()
+    losses = [nn.functional.cross_entropy(model(b.images), b.labels).item() for b in feed.training.epoch(0)]
+    assert report.history[0]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_accuracy_counts_the_samples_that_were_trained_on_and_no_others():
+    tally = Tally(torch.device("cpu"))
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
+    tally.add({"labels": torch.ones(3)}, logits, torch.tensor([0, 1, 1]), 0)
+    tally.add({"labels": torch.zeros(1)}, logits[:1], torch.tensor([[0.9, 0.1]]), 1)
+    found = tally.read()
+    assert found["train_top1"] == pytest.approx(3 / 4)
+    assert found["loss"] == pytest.approx(3 / 4)
+
+
+def test_nan_stops_the_run_names_the_term_and_spares_the_weights():
+    stage, feed, regime = ready()
+    poison = stage.learner.student.inner.head.bias
+    with torch.no_grad():
+        poison.fill_(math.inf)
+    before = {n: p.detach().clone() for n, p in stage.learner.student.named_parameters()}
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(stage, feed, regime)
+    assert "labels" in caught.value.message
+    assert "epoch 1, step 1" in caught.value.where
+    assert "learning_rate" in caught.value.hint
+    assert caught.value.exit_code == 5
+    assert all(torch.equal(before[n], p) for n, p in stage.learner.student.named_parameters())
+
+
+def test_the_first_bad_step_is_found_even_when_read_late():
+    tally = Tally(torch.device("cpu"))
+    good, bad = torch.ones(2), torch.tensor([1.0, float("nan")])
+    for step, (a, b) in enumerate([(good, good), (good, bad), (bad, bad)]):
+        tally.add({"a": a, "b": b}, None, torch.zeros(2, dtype=torch.long), step)
+    assert tally.first_bad() == ("b", 1)
+    assert tally.found_inf.item() == 1.0
+
+
+def test_early_stopping_returns_the_best_weights_not_the_last():
+    stage, feed, regime = ready(
+        training={"epochs": 40, "batch_size": 16, "early_stop_patience": 2, "recalibrate_batchnorm": False},
+        optimizer={"learning_rate": 0.5},
+        split={"validation_fraction": 0.3},
+    )
+    report, _, _ = train(stage, feed, regime)
+    losses = [record["validation_loss"] for record in report.history]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert report.epochs == len(losses) < 40
+    assert len(losses) - 1 - best == 2
+    assert report.best.epoch == best + 1
+    assert report.validation.nll == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_validation_is_never_learnt_from():
+    stage, feed, regime = ready()
+    trained_on = {tuple(b.indices.tolist()) for b in feed.training.epoch(0)}
+    assert sum(len(t) for t in trained_on) <= feed.training.num_samples
+    assert feed.training.num_samples + feed.validation.num_samples == len(tiny.dataset().train)
+
+
+def test_the_moving_average_is_the_formula():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    average = MovingAverage(model, 0.9)
+    expected = 0.0
+    for step, value in enumerate([1.0, 2.0, -1.0], start=1):
+        nn.init.constant_(model.weight, value)
+        average.update(model)
+        decay = min(0.9, (1 + step) / (3 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert average.model.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_with_a_moving_average_the_student_ends_with_it():
+    plain, averaged = ready(), ready(training={"epochs": 2, "batch_size": 16, "ema_decay": 0.9})
+    train(*plain)
+    train(*averaged)
+    a, b = plain[0].learner.student.inner.head.weight, averaged[0].learner.student.inner.head.weight
+    assert not torch.equal(a, b)
+    assert torch.allclose(a, b, atol=0.2)
+
+
+def test_batchnorm_statistics_are_the_plain_mean_over_the_images_dropout_off():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
+    batches = [torch.rand(8, 3, 4, 4) for _ in range(3)]
+    recalibrate_batchnorm(model, batches, COMPUTE)
+    norm = model[1]
+    mean = torch.stack([b.mean(dim=(0, 2, 3)) for b in batches]).mean(dim=0)
+    var = torch.stack([b.transpose(0, 1).flatten(1).var(dim=1) for b in batches]).mean(dim=0)
+    assert torch.allclose(norm.running_mean, mean, atol=1e-6)
+    assert torch.allclose(norm.running_var, var, atol=1e-6)
+    assert norm.momentum == 0.1
+    assert all(module.training for module in model.modules())
+    assert has_batchnorm(model)
+    assert not has_batchnorm(nn.Linear(1, 1))
+
+
+def test_recalibration_rescues_a_short_run():
+    """After very few steps the moving statistics lag far behind the weights."""
+    report, _, _ = train(*ready(training={"epochs": 3, "batch_size": 32}))
+    assert report.validation_before_recalibration.nll > report.validation.nll
+
+
+def test_a_time_estimate_leaves_everything_as_it_was():
+    stage, feed, regime = ready()
+    before = {name: tensor.clone() for name, tensor in stage.learner.state_dict().items()}
+    assert seconds_per_step(stage, feed, regime, COMPUTE) > 0.0
+    assert all(torch.equal(before[n], t) for n, t in stage.learner.state_dict().items())
+
+
+def test_float32_and_bfloat16_take_about_the_same_way():
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        stage, feed, regime = ready()
+        report = fit(
+            stage, feed, regime, seed=0, compute=choose_compute("cpu", precision), observer=lambda event: None
+        )
+        losses.append([record["loss"] for record in report.history])
+        assert all(p.dtype is torch.float32 for p in stage.learner.parameters())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_contiguous_and_channels_last_take_the_same_way():
+    losses = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        stage, feed, regime = ready()
+        compute = replace(COMPUTE, memory_format=memory_format)
+        stage.learner.to(memory_format=memory_format)
+        report = fit(stage, feed, regime, seed=0, compute=compute, observer=lambda event: None)
+        losses.append([record["loss"] for record in report.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
