@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from distillab.cli import dispatch, new_app
-from distillab.commands.flags import EVERY_FIELD, Injected
+from distillab.commands.flags import EVERY_FIELD, Injected, Whole
 from distillab.commands.outcome import show_run
 from distillab.config import RunConfig, load_recipe, resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, DataError
@@ -38,11 +38,11 @@ class Flags:
     """
 
     model_type: Literal["normal", "resnet"] = "normal"
-    epoch: int = 100
-    batch_size: int = 128
-    num_class: int = 10
+    epoch: Whole = 100
+    batch_size: Whole = 128
+    num_class: Whole = 10
     data: str | None = None
-    seed: int = 0
+    seed: Whole = 0
     device: str = "auto"
 
     def file(self, size: str, kd: str | None = None) -> Path:
@@ -133,14 +133,12 @@ def train_kd(
         kd: The method.
         teacher: The teacher's weights, where the file's name does not follow from the flags.
     """
-    recipe = flags.recipe()
     weights = teacher or flags.file("teacher")
     if not weights.exists():
         raise CheckpointError(
             "the teacher's weights are not there", where=str(weights), hint=flags.train_command("teacher")
         )
-    values = {**flags.values(), "method": kd, "teacher": str(weights), "teacher_model": recipe["teacher"]}
-    config = resolve_distill(recipe, values)
+    config = resolve_distill(flags.recipe(), {**flags.values(), "method": kd, "teacher": str(weights)})
     flags.check_classes(config)
     from distillab.run import run_distill
 

@@ -121,7 +121,9 @@ def load_recipe(name: str, *, allow_code: bool = False) -> dict[str, Any]:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe: {error}", where=str(file)) from None
+            raise ConfigError(
+                f"cannot read the recipe: {error}", where=str(file), hint="a recipe is a TOML file in UTF-8"
+            ) from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -224,6 +226,9 @@ def resolve_distill(recipe: Values, flags: Values) -> DistillConfig:
         stage_method(stage, filled)  # its own checks: a setting may not go with what the plan fixes
     for role in ("teacher", "student"):
         check(alone(config, role))
+    for learner in plan.learners:
+        epochs = for_role(config, learner).training.epochs
+        plan.epochs_of(learner, epochs, each=config.training.stage_epochs == "each")
     return check(config.model_copy(update={"method": plan.name, "distill": filled}))
 
 

@@ -44,10 +44,14 @@ def explained(error: ValidationError, section: type[BaseModel], *, where: str = 
         owner = _section_at(section, path[:-1])
         known = owner.model_fields if owner else ()
         return ConfigError(f"unknown setting '{path[-1]}'", where=field, hint=nearest(path[-1], known))
+    if first["type"] == "model_type":
+        hint = f"put its settings below a line [{field}]"
+        return ConfigError(f"{first['input']!r} stands where a section is expected", where=field, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     reason = (message[0].lower() + message[1:]).replace("input should", "it should")
     if first["type"] in ("value_error", "missing"):
-        return ConfigError(reason, where=field or None, hint=_meaning(section, path))
+        reason, _, advice = reason.partition(": ")
+        return ConfigError(reason, where=field or None, hint=advice or _meaning(section, path))
     return ConfigError(f"{first['input']!r} does not work: {reason}", where=field, hint=_meaning(section, path))
 
 

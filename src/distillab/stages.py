@@ -48,6 +48,11 @@ class Plan(Section):
         """Whether an assistant stands between teacher and student."""
         return any(stage.student == "assistant" for stage in self.stages)
 
+    @property
+    def learners(self) -> tuple[Role, ...]:
+        """Who learns, in order."""
+        return tuple(dict.fromkeys(stage.student for stage in self.stages))
+
     def stages_of(self, role: Role) -> tuple[Stage, ...]:
         """The stages in which `role` learns, in order."""
         return tuple(stage for stage in self.stages if stage.student == role)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shell
 import torch
 from PIL import Image
 from syrupy.assertion import SnapshotAssertion
@@ -99,6 +98,11 @@ def lost_weights(folder: Path) -> None:
 
 def with_images(folder: Path) -> None:
     weights()(folder)
+    photos(folder)
+
+
+def other_teacher(folder: Path) -> None:
+    weights(10, "cnn8")(folder)
     photos(folder)
 
 
@@ -271,14 +275,14 @@ WRONG = (
         "train_kd.py: a teacher with other classes",
         "train_kd.py --teacher teacher.pth --data ./photos --num_class 2 --epoch 1",
         4,
-        with_images,
+        other_teacher,
     ),
 )
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(wrong, id=wrong.name) for wrong in WRONG])
 def test_a_wrong_use_is_answered(
-    wrong: Wrong, command: Callable[..., object], tmp_path: Path, snapshot: SnapshotAssertion
+    wrong: Wrong, command: shell.Command, tmp_path: Path, snapshot: SnapshotAssertion
 ) -> None:
     wrong.prepare(tmp_path)
     program, *words = wrong.line.split()
@@ -289,5 +293,6 @@ def test_a_wrong_use_is_answered(
     assert "\x1b" not in shown
     error = shown[shown.index("error: ") :]
     assert error.count("\n") <= 6
+    assert "  where: " in error or "  try:   " in error
     assert {"line": wrong.line, "code": outcome.code, "error": error.splitlines()} == snapshot
     assert outcome.code == wrong.code

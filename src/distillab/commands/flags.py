@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, TypedDict
+from typing import Annotated, Any, TypeAlias, TypedDict, get_args
 
-from cyclopts import Group, Parameter
+from cyclopts import CoercionError, Group, Parameter, Token, convert
 from pydantic.fields import FieldInfo
 
 from distillab.config import recipe_names
@@ -44,6 +45,23 @@ AllowCode: TypeAlias = Annotated[
         help="Let recipes, run folders and weight files name functions of packages, and run those.",
     ),
 ]
+
+
+def whole_numbers(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert words as cyclopts does, but refuse 2.5 where a whole number is asked for: it would be cut to 2."""
+    for token in tokens:
+        with contextlib.suppress(ValueError):
+            if not float(token.value).is_integer():
+                raise CoercionError(msg=f"{token.value} is not a whole number", token=token)
+    return convert(kind, tokens)
+
+
+def whole_numbers_or_none(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The same where `none` takes a recipe's value away."""
+    return None if [token.value for token in tokens] == ["none"] else whole_numbers(kind, tokens)
+
+
+Whole: TypeAlias = Annotated[int, Parameter(converter=whole_numbers)]
 
 Completer: TypeAlias = Callable[[Any], Iterable[str]]
 COMPLETERS: Mapping[str, Completer] = {
@@ -96,11 +114,19 @@ def flags_of(
 
 def _flag(name: str, field: FieldInfo) -> Parameter:
     default = field.get_default(call_default_factory=True)
+    types = _leaves(field.annotation)
+    counting = whole_numbers_or_none if type(None) in types else whole_numbers
     return Parameter(
         help=(field.description or "").replace("`", "'"),
         show_default=False if default in (None, "", (), {}) else str(default),
         completer=COMPLETERS.get(name),
+        converter=counting if int in types else None,
     )
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types that a type is made of: int and None for `int | None`."""
+    return {annotation}.union(*map(_leaves, get_args(annotation)))
 
 
 def _title(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from distillab import listing
-from distillab.commands.flags import Injected, Json, Quiet
+from distillab.commands.flags import Injected, Json, Quiet, Whole
 from distillab.report.table import records_table, results_table
 from distillab.terminal import Screen
 
@@ -44,7 +44,7 @@ def _show(
 def demo(
     *,
     output: Annotated[Path | None, Parameter(help="Folder for the run folders; made under runs/ if not given.")] = None,
-    seed: Annotated[int, Parameter(help="Seed of everything.")] = 0,
+    seed: Annotated[Whole, Parameter(help="Seed of everything.")] = 0,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     quiet: Quiet = False,
     json: Json = False,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from distillab.commands.flags import EVERY_FIELD, AllowCode, Injected, Json, Quiet, flags_of
+from distillab.commands.flags import EVERY_FIELD, AllowCode, Injected, Json, Quiet, Whole, flags_of
 from distillab.config import RunConfig, load_recipe, merged
 from distillab.errors import ConfigError
 from distillab.report.table import results_table
@@ -24,7 +24,7 @@ Source = Annotated[Path, Parameter(help="A run folder or a weight file (.safeten
 Architecture = Annotated[
     str | None, Parameter(help="Architecture of a weight file that does not say its own, such as cnn16.")
 ]
-BatchSize = Annotated[int, Parameter(help="Images at once.", validator=lambda _, size: _positive(size))]
+BatchSize = Annotated[Whole, Parameter(help="Images at once.", validator=lambda _, size: _positive(size))]
 
 
 def evaluate(

@@ -86,7 +86,7 @@ def open_image_folder(
     """
     folder = folder.resolve()
     listing = list_images(folder)
-    _report(listing, folder, observer)
+    _report(listing, folder, split, observer)
     key: dict[str, Any] = {"folder": str(folder), "image_size": image_size}
     train, test = listing.train, listing.test
     if not test:
@@ -173,9 +173,7 @@ def _folders(place: Path, root: Path, ignored: Counter[str]) -> Iterator[os.DirE
             ignored[_extension(entry)] += 1
 
 
-def _images(
-    place: str, prefix: str, root: Path, label: int, ignored: Counter[str]
-) -> Iterator[ImageFile]:
+def _images(place: str, prefix: str, root: Path, label: int, ignored: Counter[str]) -> Iterator[ImageFile]:
     """Images in `place`, which is `prefix` from the root, and below."""
     for entry in _entries(place, root):
         if entry.is_dir():
@@ -244,7 +242,7 @@ def _hold_out(
     return tuple(files[index] for index in train), tuple(files[index] for index in test)
 
 
-def _report(listing: Listing, folder: Path, observer: Observer) -> None:
+def _report(listing: Listing, folder: Path, split: SplitConfig, observer: Observer) -> None:
     if listing.ignored:
         kinds = ", ".join(f"{count} {name or 'without extension'}" for name, count in sorted(listing.ignored.items()))
         observer(Note(f"{folder}: ignored files that are no images ({kinds})"))
@@ -252,4 +250,4 @@ def _report(listing: Listing, folder: Path, observer: Observer) -> None:
         names = ", ".join(f"{name}/" for name in listing.unused)
         observer(Note(f"{folder}: left alone {names}; validation images are cut from train/"))
     if not listing.test:
-        observer(Note(f"{folder}: no test/ folder; a share of each class is held out for the test"))
+        observer(Note(f"{folder}: no test/ folder; {split.test_fraction:.0%} of each class is held out for the test"))
