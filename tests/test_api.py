@@ -1,9 +1,9 @@
 import pytest
-import tiny
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import distillab
+import tiny
 from distillab import build_model, distill, evaluate, train
 from distillab.errors import ConfigError
 from distillab.models.classifier import get_normalization

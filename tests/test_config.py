@@ -119,12 +119,6 @@ def test_code_in_a_recipe_needs_permission(tmp_path):
     assert cfg.load_recipe(str(file), allow_code=True) == {"student": "os:system"}
 
 
-def test_models_of_libraries_are_not_code():
-    assert not cfg.names_code("timm:resnet18")
-    assert not cfg.names_code("torchvision:resnet18")
-    assert cfg.names_code("my_package.models:build")
-
-
 def test_the_output_folder_is_not_part_of_the_recipe_that_a_run_leaves(tmp_path):
     found = cfg.resolve_distill({}, {"output": tmp_path / "run"})
     assert "output" not in tomllib.loads(cfg.to_toml(found))

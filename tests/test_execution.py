@@ -1,9 +1,9 @@
 import copy
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from distillab.config import regime_of, resolve_distill
 from distillab.errors import ConfigError, ShapeError
 from distillab.execution import Workplace, carry_out, planned_stages, train_alone
@@ -143,9 +143,7 @@ def test_answers_from_memory_give_the_same_student_to_the_last_bit():
         config, place = scene(method="st")
         place = Workplace(place.feed, 0, COMPUTE, memory=None if turn == "live" else memory)
         models = {role: new(role) for role in ("teacher", "student")}
-        carry_out(
-            find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place
-        )
+        carry_out(find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place)
         results[turn] = state(models["student"])
         if turn == "asked":
             asked = len(memory)
@@ -166,9 +164,7 @@ def test_memory_never_answers_for_other_batches(change):
         place = Workplace(place.feed, config.seed, COMPUTE, memory=memory)
         models = {role: new(role) for role in ("teacher", "student")}
         known = len(memory)
-        carry_out(
-            find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place
-        )
+        carry_out(find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place)
         assert len(memory) == known + 2 * place.feed.training.steps_per_epoch
 
 
@@ -176,9 +172,7 @@ def test_a_teacher_of_other_classes_is_refused():
     config, place = scene(method="st")
     models = {"teacher": build_model(tiny.RECIPE["teacher"], 4, image_size=tiny.SIZE), "student": new("student")}
     with pytest.raises(ShapeError, match="4 classes, the data has 3"):
-        carry_out(
-            find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place
-        )
+        carry_out(find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place)
 
 
 def test_a_missing_assistant_is_named():

@@ -37,8 +37,8 @@ LAYERS = [
     ["preview", "demo", "api", "listing", "doctor"],
     ["report"],
     ["terminal"],
-    ["classic"],
     ["commands"],
+    ["classic"],
     ["cli"],
     ["__main__"],
 ]

@@ -2,10 +2,10 @@ import json
 import tomllib
 
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 
+import tiny
 from distillab.config import load_recipe, resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ShapeError
 from distillab.inference import evaluate_file, predict_files
@@ -52,7 +52,8 @@ def test_a_run_folder_holds_all_that_is_needed_to_repeat_and_use_the_run(tmp_pat
     assert json.loads((result.run_dir / "result.json").read_text()) == json.loads(json.dumps(result.summary))
     lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"]) for line in lines] == [
-        (stage, epoch) for stage in ("teacher alone", "assistant by takd (soft target)", "student by takd (soft target)")
+        (stage, epoch)
+        for stage in ("teacher alone", "assistant by takd (soft target)", "student by takd (soft target)")
         for epoch in (1, 2)
     ] or [(line["stage"], line["epoch"]) for line in lines] == [
         (stage, epoch) for stage in ("teacher alone", "assistant by takd", "student by takd") for epoch in (1, 2)
@@ -97,7 +98,10 @@ def test_a_teacher_from_a_run_folder_is_the_one_that_was_trained(tmp_path):
 
 
 def test_the_student_alone_and_the_distilled_one_start_from_the_same_weights(tmp_path):
-    flags = {"training": {"epochs": 1, "batch_size": 16, "recalibrate_batchnorm": False}, "optimizer": {"learning_rate": 1e-9}}
+    flags = {
+        "training": {"epochs": 1, "batch_size": 16, "recalibrate_batchnorm": False},
+        "optimizer": {"learning_rate": 1e-9},
+    }
     alone = train(tmp_path / "alone", role="student", **flags).models["student"]
     distilled = distill(tmp_path / "st", **flags).models["student"]
     for a, b in zip(alone.parameters(), distilled.parameters(), strict=True):
@@ -181,7 +185,9 @@ def test_from_a_folder_of_images_to_predictions(tmp_path, photos):
     result = train(tmp_path / "run", **flags)
     config = resolve_train(tiny.RECIPE, {"data": str(photos), "data_dir": tmp_path / "data"})
     notes = []
-    found = evaluate_file(str(tmp_path / "run"), config, teacher=str(tmp_path / "run"), allow_code=True, observer=notes.append)
+    found = evaluate_file(
+        str(tmp_path / "run"), config, teacher=str(tmp_path / "run"), allow_code=True, observer=notes.append
+    )
     for key in ("top1", "nll", "ece"):
         assert found["test"][key] == pytest.approx(result.summary["test"][key], abs=1e-6)
     assert found["test"]["teacher_agreement"] == 1.0

@@ -1,11 +1,11 @@
 """Distillab: knowledge distillation of image classifiers.
 
-    from distillab import build_model, distill, open_dataset, train
+from distillab import build_model, distill, open_dataset, train
 
-    data = open_dataset("digits")
-    teacher = train(build_model("cnn8", num_classes=10), data, epochs=10).model
-    result = distill(teacher, build_model("cnn16", num_classes=10), data, method="mbd-soft", epochs=10)
-    print(result.test.top1)
+data = open_dataset("digits")
+teacher = train(build_model("cnn8", num_classes=10), data, epochs=10).model
+result = distill(teacher, build_model("cnn16", num_classes=10), data, method="mbd-soft", epochs=10)
+print(result.test.top1)
 """
 
 from __future__ import annotations

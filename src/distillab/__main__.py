@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
         # Python flushes stdout once more on its way out; what it would complain about is no news.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         place = _keep_traceback(screen.run_dir)
         print(f"internal error: {type(error).__name__}: {error} (this is a bug)\n  where: {place}", file=sys.stderr)
         return DistillabError.exit_code
@@ -72,9 +72,7 @@ def _keep_traceback(run_dir: Path | None) -> Path:
             pass  # the folder may be what is broken: a temporary file will do
         else:
             return path
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="distillab-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
+    with tempfile.NamedTemporaryFile("w", prefix="distillab-", suffix=".txt", delete=False, encoding="utf-8") as file:
         file.write(text)
     return Path(file.name)
 

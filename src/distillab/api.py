@@ -7,8 +7,8 @@
     result = distill(teacher, build_model("cnn16", num_classes=10), data, method="mbd-soft", epochs=10)
     print(result.test.top1)
 
-Nothing is printed or written. Settings are the sections of a recipe: `epochs`, `batch_size` and `learning_rate` by name,
-all others as `training={...}`, `optimizer={...}`, `schedule={...}`, `augment={...}`, `split={...}`.
+Nothing is printed or written. Settings are those of a recipe: `epochs`, `batch_size` and `learning_rate` by name, all
+others as `training={...}`, `optimizer={...}`, `schedule={...}`, `augment={...}`, `split={...}`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Observer, silent
 from distillab.scene import build_feed
 from distillab.settings import validated
-from distillab.stages import Role, find_plan, plan_options
+from distillab.stages import find_plan, plan_options
+from distillab.training.config import Role
 from distillab.training.trainer import Feed, StageReport
 
 Loader = Any
@@ -222,7 +223,7 @@ def _num_classes(labels: torch.Tensor, models: list[nn.Module]) -> int:
     """C, as the loader's probabilities or the models say; a loader of integers does not tell."""
     if labels.ndim == 2:
         return labels.shape[1]
-    known = [int(m.num_classes) for m in models if isinstance(getattr(m, "num_classes", None), int)]
+    known = [m.num_classes for m in models if isinstance(m, Classifier)]
     return known[0] if known else int(labels.max()) + 1
 
 

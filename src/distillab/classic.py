@@ -14,8 +14,8 @@ from distillab.commands.flags import EVERY_FIELD, Injected, Whole
 from distillab.commands.outcome import show_run
 from distillab.config import RunConfig, load_recipe, resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, DataError
-from distillab.stages import Role
 from distillab.terminal import Screen
+from distillab.training.config import Role
 
 LOGS = Path("logs")
 
@@ -99,15 +99,13 @@ class Flags:
 
 def train(
     *,
-    flags: Annotated[Flags, EVERY_FIELD] = Flags(),  # noqa: B008 - it is frozen
-    model_size: Literal["teacher", "ta", "student"] = "teacher",
+    flags: Annotated[Flags, EVERY_FIELD] = Flags(),
+    model_size: Annotated[
+        Literal["teacher", "ta", "student"], Parameter(help="Which of the three; ta is the assistant.")
+    ] = "teacher",
     screen: Injected,
 ) -> None:
-    """Train a model alone and save it as logs/<size>/<type>_<epoch>_<batch>_<classes>_param.pth.
-
-    Args:
-        model_size: Which of the three; ta is the assistant.
-    """
+    """Train a model alone and save it as logs/<size>/<type>_<epoch>_<batch>_<classes>_param.pth."""
     role = _ROLES[model_size]
     config = resolve_train(flags.recipe(), {**flags.values(), "role": role})
     flags.check_classes(config)
@@ -122,17 +120,16 @@ def train(
 
 def train_kd(
     *,
-    flags: Annotated[Flags, EVERY_FIELD] = Flags(),  # noqa: B008 - it is frozen
-    kd: Literal["st", "fitnet", "takd", "multi", "mbd-delta", "mbd-hard", "mbd-soft"] = "st",
-    teacher: Path | None = None,
+    flags: Annotated[Flags, EVERY_FIELD] = Flags(),
+    kd: Annotated[
+        Literal["st", "fitnet", "takd", "multi", "mbd-delta", "mbd-hard", "mbd-soft"], Parameter(help="The method.")
+    ] = "st",
+    teacher: Annotated[
+        Path | None, Parameter(help="The teacher's weights, where their name does not follow from the flags.")
+    ] = None,
     screen: Injected,
 ) -> None:
-    """Distil the teacher that train.py has saved, and save the student (and assistant) under logs/ as well.
-
-    Args:
-        kd: The method.
-        teacher: The teacher's weights, where the file's name does not follow from the flags.
-    """
+    """Distil the teacher that train.py has saved, and save the student (and assistant) under logs/ as well."""
     weights = teacher or flags.file("teacher")
     if not weights.exists():
         raise CheckpointError(

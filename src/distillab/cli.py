@@ -87,7 +87,9 @@ def build_app(words: Sequence[str], screen: Screen) -> App:
 
             command = distill_command(distill_flags(words[1:]))
         app.command(command, name=name, help=summary, usage=usage, help_epilogue=_epilogue(name))
-    lists = App(name="list", help="What there is: methods, models, data sets, recipes.", help_epilogue=_epilogue("list"))
+    lists = App(
+        name="list", help="What there is: methods, models, data sets, recipes.", help_epilogue=_epilogue("list")
+    )
     for name in _LISTS:
         lists.command(f"distillab.commands.showing:list_{name}", name=name)
     app.command(lists)

@@ -13,9 +13,10 @@ from pydantic import Field
 
 from distillab.data.config import AugmentConfig, SplitConfig
 from distillab.errors import ConfigError, nearest
+from distillab.outside_code import names_code
 from distillab.settings import Section, validated
-from distillab.stages import Role, Stage, find_plan, plan_options, stage_method
-from distillab.training.config import OptimizerConfig, Regime, ScheduleConfig, TrainingConfig
+from distillab.stages import Stage, find_plan, plan_options, stage_method
+from distillab.training.config import OptimizerConfig, Regime, Role, ScheduleConfig, TrainingConfig
 
 
 class RoleTraining(Section):
@@ -44,7 +45,7 @@ class RunConfig(Section):
     output: Path | None = Field(None, description="The run folder; made under runs/ if not given.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of initial weights, order and augmentation.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; as many as there are cores if not given.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; one a core if not given.")
     split: SplitConfig = SplitConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
@@ -57,7 +58,8 @@ class TrainConfig(RunConfig):
 
     role: Role = Field("student", description="Which of the recipe's models: teacher, assistant or student.")
     model: str = Field(
-        "", description="Model name (`distillab list models`), timm:NAME or package.module:function; the role's if not given."
+        "",
+        description="A name of `distillab list models`, timm:NAME or package.module:function; the role's if not given.",
     )
 
 
@@ -65,9 +67,7 @@ class DistillConfig(RunConfig):
     """Settings of `distillab distill`: a teacher, a method and a student."""
 
     method: str = Field("st", description="One of the plans of `distillab list methods`.")
-    teacher: str = Field(
-        "cnn8", description="A run folder or weight file, or a model name: then it is trained first."
-    )
+    teacher: str = Field("cnn8", description="A run folder or weight file, or a model name: then it is trained first.")
     teacher_model: str | None = Field(
         None, description="Architecture of a teacher's weight file that does not say its own."
     )
@@ -148,12 +148,6 @@ def _refuse_code(values: Values, recipe: str) -> None:
                 where=f"{recipe}: {key}",
                 hint="read that code; if you trust it, add --allow-code",
             )
-
-
-def names_code(spec: str) -> bool:
-    """Whether a model or data set is a function of some package (`package.module:function`)."""
-    home, colon, _ = spec.partition(":")
-    return bool(colon) and home not in ("timm", "torchvision") and not Path(spec).exists()
 
 
 def merged(base: Values, over: Values) -> dict[str, Any]:
@@ -251,9 +245,7 @@ def check(config: ConfigT) -> ConfigT:
         raise ConfigError("Nesterov's form needs momentum", where="optimizer.nesterov", hint="raise optimizer.momentum")
     if schedule.name == "multi_step":
         if not schedule.milestones:
-            raise ConfigError(
-                "multi_step needs milestones", where="schedule.milestones", hint="for example [10, 15]"
-            )
+            raise ConfigError("multi_step needs milestones", where="schedule.milestones", hint="for example [10, 15]")
         if list(schedule.milestones) != sorted(set(schedule.milestones)) or schedule.milestones[0] < 1:
             raise ConfigError(
                 "milestones are epochs in rising order", where="schedule.milestones", hint="for example [10, 15]"

@@ -20,9 +20,9 @@ from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer, silent
 from distillab.runtime.reproducibility import seeded
 from distillab.settings import Section
-from distillab.stages import Plan, Role, stage_method
+from distillab.stages import Plan, stage_method
 from distillab.stages import Stage as PlannedStage
-from distillab.training.config import Regime
+from distillab.training.config import Regime, Role
 from distillab.training.step import Learner
 from distillab.training.trainer import Best, Feed, Record, Stage, StageReport, fit
 

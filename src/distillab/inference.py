@@ -13,13 +13,14 @@ from torch import nn
 from distillab.config import RunConfig
 from distillab.data.batches import EvaluationBatches
 from distillab.data.catalog import open_dataset
-from distillab.data.decoding import EXTENSIONS, decode_image
+from distillab.data.decoding import EXTENSIONS, decode_images
 from distillab.errors import DataError, ShapeError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.evaluation.evaluate import evaluate
 from distillab.evaluation.metrics import noise_in_words
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
+from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute
 from distillab.runtime.events import Observer, silent
 
@@ -44,7 +45,7 @@ def evaluate_file(
         teacher_model: Architecture of the teacher, where its file does not say.
         model: Architecture of the model, where its file does not say.
         batch_size: Images at once.
-        allow_code: Models may be functions of packages.
+        allow_code: Weight files may name code that builds their model.
         observer: Is told of assumptions.
 
     Returns:
@@ -59,7 +60,7 @@ def evaluate_file(
         offline=config.offline,
         image_size=size,
         split=config.split,
-        allow_code=allow_code,
+        allow_code=True,  # typed by hand
         observer=observer,
     )
     if student.num_classes != dataset.num_classes:
@@ -105,7 +106,7 @@ def predict_files(
         model: Architecture, where the file does not say.
         device: See `RunConfig.device`.
         batch_size: Images at once.
-        allow_code: The model may be a function of a package.
+        allow_code: A weight file may name code that builds its model.
         observer: Is told of assumptions.
 
     Returns:
@@ -125,8 +126,9 @@ def predict_files(
     records: list[dict[str, Any]] = []
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
-        images = torch.from_numpy(np.stack([decode_image(file, size) for file in chunk]))  # [N, S, S, 3] uint8
-        records += _records(chunk, _probabilities(classifier, images, compute), names)
+        images = np.empty((len(chunk), size, size, 3), np.uint8)
+        decode_images(chunk, images)
+        records += _records(chunk, _probabilities(classifier, torch.from_numpy(images), compute), names)
     return records
 
 
@@ -141,7 +143,7 @@ def _image_files(entry: Path) -> list[Path]:
 def _probabilities(model: nn.Module, images: torch.Tensor, compute: Compute) -> torch.Tensor:
     pixels = images.to(compute.device).permute(0, 3, 1, 2).float() / 255.0  # [N, 3, S, S]
     with compute.autocast():
-        logits = model(pixels)
+        logits: torch.Tensor = model(pixels)
     return logits.double().softmax(dim=1).cpu()
 
 
@@ -169,6 +171,8 @@ def _load(
     allow_code: bool,
     observer: Observer,
 ) -> Classifier:
-    model = load_model(source, spec=spec, num_classes=num_classes, allow_code=allow_code, observer=observer)
+    model = load_model(
+        source, spec=spec, num_classes=num_classes, allow_code=allow_code or names_code(spec or ""), observer=observer
+    )
     model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return model

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 from distillab.errors import ConfigError, nearest
+
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_LIBRARIES = ("timm:", "torchvision:")
+
+
+def names_code(spec: str) -> bool:
+    """Whether a model or data set is a function of somebody's package, rather than a name that is known here.
+
+    Args:
+        spec: Such as "cnn8", "timm:resnet18" (both are not) or "package.module:function" (is).
+    """
+    return _CODE.fullmatch(spec) is not None and not spec.startswith(_LIBRARIES)
 
 
 def find_function(target: str, *, where: str) -> Callable[..., Any]:

@@ -14,8 +14,8 @@ from distillab.execution import baseline_stage, planned_stages
 from distillab.run import build_students, is_weight_source, load_teacher
 from distillab.runtime.events import Observer, silent
 from distillab.scene import Scene, open_scene
-from distillab.stages import Role, find_plan
-from distillab.training.config import Regime
+from distillab.stages import find_plan
+from distillab.training.config import Regime, Role
 from distillab.training.trainer import Stage, seconds_per_step
 
 
@@ -26,7 +26,7 @@ def preview(
 
     Args:
         config: Resolved settings.
-        allow_code: Models may be functions of packages.
+        allow_code: Weight files may name code that builds their model.
         observer: Is told of assumptions.
 
     Returns:
@@ -85,16 +85,15 @@ def _describe(scene: Scene, stage: Stage, regime: Regime) -> dict[str, Any]:
 
 
 def _data(scene: Scene) -> dict[str, Any]:
-    train, test = scene.feed.training.num_samples, len(scene.dataset.test)
-    validation = len(scene.dataset.train) - train if scene.config.split.train_limit is None else None
     size = scene.feed.image_size
+    held_out = sum(len(batch.labels) for batch in scene.feed.validation) if scene.feed.validation else 0
     return {
         "name": scene.dataset.name,
         "classes": scene.dataset.num_classes,
         "images": [size, size],
-        "train": train,
-        "validation": validation,
-        "test": test,
+        "train": scene.feed.training.num_samples,
+        "validation": held_out,
+        "test": len(scene.dataset.test),
     }
 
 

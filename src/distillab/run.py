@@ -22,10 +22,11 @@ from distillab.execution import Trained, carry_out, train_alone
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.catalog import MODELS
 from distillab.models.weights import load_model, save_weights
+from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
 from distillab.scene import Scene, open_scene
-from distillab.stages import Role, find_plan
-from distillab.training.config import Regime
+from distillab.stages import find_plan
+from distillab.training.config import Regime, Role
 from distillab.training.trainer import recalibrated
 
 RESULT_FORMAT = 1
@@ -43,7 +44,7 @@ class RunResult:
 
     run_dir: Path | None
     summary: dict[str, Any]
-    models: dict[str, nn.Module]
+    models: Mapping[Role, nn.Module]
 
 
 def run_train(
@@ -60,7 +61,7 @@ def run_train(
         config: Resolved settings.
         observer: Is told of progress.
         command: Words of the command line, for the record.
-        allow_code: The model may be a function of a package.
+        allow_code: Weight files may name code that builds their model.
         save_run: Keep a run folder.
 
     Raises:
@@ -96,7 +97,7 @@ def run_distill(
         config: Resolved settings.
         observer: Is told of progress.
         command: Words of the command line, for the record.
-        allow_code: Models may be functions of packages.
+        allow_code: Weight files may name code that builds their model.
         save_run: Keep a run folder.
         teacher: A trained teacher that is at hand already, in place of the config's.
         memory: Remembers teachers' logits from one run to the next.
@@ -116,7 +117,7 @@ def run_distill(
         taught = None if teacher is not None else _train_teacher(scene, config)
         models["teacher"] = teacher or (taught.model if taught else load_teacher(scene, config))
         trained = carry_out(plan, config.distill, models=models, regimes=regimes, place=scene.place)
-        return _conclude(scene, _distill_summary(scene, config, models, trained, taught), dict(models))
+        return _conclude(scene, _distill_summary(scene, config, models, trained, taught), models)
 
 
 def build_students(scene: Scene, config: DistillConfig) -> dict[Role, nn.Module]:
@@ -186,7 +187,9 @@ def is_weight_source(spec: str) -> bool:
         return True
     if "/" in spec or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         raise CheckpointError(
-            "the teacher's weights are not there", where=spec, hint="check the path, or train one: distillab train --role teacher"
+            "the teacher's weights are not there",
+            where=spec,
+            hint="check the path, or train one: distillab train --role teacher",
         )
     return False
 
@@ -202,7 +205,7 @@ def load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
         config.teacher,
         spec=config.teacher_model,
         num_classes=scene.dataset.num_classes,
-        allow_code=scene.allow_code,
+        allow_code=scene.allow_code or names_code(config.teacher_model or ""),
         observer=scene.place.observer,
     )
     known = tuple(getattr(teacher, "classes", None) or ())
@@ -242,7 +245,11 @@ def _best(scene: Scene, trained: Trained, role: Role, last: dict[str, Any]) -> d
     best = trained.best
     if best is None:
         return None
-    record = {"epoch": best.epoch, "validation_top1": best.validation.top1, "validation_nll": best.validation.nll}
+    record: dict[str, Any] = {
+        "epoch": best.epoch,
+        "validation_top1": best.validation.top1,
+        "validation_nll": best.validation.nll,
+    }
     stopped_early = scene.config.training.early_stop_patience is not None  # then the best weights are back already
     if stopped_early or best.epoch == trained.stages[-1].epochs:
         return record | last
@@ -259,7 +266,14 @@ def _training_record(trained: Sequence[Trained]) -> dict[str, Any]:
     reports = [report for one in trained for report in one.stages]
     return {
         "stages": [
-            {"title": r.title, "role": r.role, "method": r.method, "epochs": r.epochs, "steps": r.steps, "terms": list(r.terms)}
+            {
+                "title": r.title,
+                "role": r.role,
+                "method": r.method,
+                "epochs": r.epochs,
+                "steps": r.steps,
+                "terms": list(r.terms),
+            }
             for r in reports
         ],
         "timing": {
@@ -293,7 +307,7 @@ def _save(scene: Scene, name: str, model: nn.Module) -> None:
     save_weights(model, path, metadata)
 
 
-def _conclude(scene: Scene, summary: dict[str, Any], models: dict[str, nn.Module]) -> RunResult:
+def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Module]) -> RunResult:
     """Add what concerns the whole run, and write `result.json`: the last file, which says that the run is complete."""
     model = models[summary["role"]]
     spread = latency(model, scene.feed.image_size, device=scene.place.compute.device)

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillab.config import RunConfig, settings_of, to_toml
-from distillab.data.batches import EvaluationBatches, TrainingBatches
+from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
 from distillab.data.catalog import open_dataset
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.splits import validation_split
@@ -22,11 +23,12 @@ from distillab.evaluation.evaluate import Evaluation, evaluate
 from distillab.execution import Workplace
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.catalog import MODELS, build_model
+from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
-from distillab.runtime.events import Observer
+from distillab.runtime.events import Note, Observer
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir
-from distillab.stages import Role
+from distillab.training.config import Role
 from distillab.training.trainer import Feed
 
 _EVALUATION_BATCH = 512
@@ -43,7 +45,7 @@ class Scene:
         feed: The same in batches.
         place: What all stages share.
         run_dir: Where files go, or None.
-        allow_code: Models may be functions of packages.
+        allow_code: Weight files may name code that builds their model.
         test_logits: The teacher's on the test set, once they are known.
     """
 
@@ -57,7 +59,13 @@ class Scene:
     test_logits: Tensor | None = None
 
     def build(self, spec: str, role: Role) -> nn.Module:
-        """A new model, its initial weights drawn from the run's seed and its role."""
+        """A new model, its initial weights drawn from the run's seed and its role.
+
+        Settings that name code have been let through where they came in: they were typed by hand, or the recipe was
+        read with permission.
+        """
+        if names_code(spec):
+            self.place.observer(Note(f"importing code: {spec}"))
         with seeded(self.config.seed, role, "weights"):
             return build_model(
                 spec,
@@ -65,7 +73,6 @@ class Scene:
                 mean=self.dataset.mean,
                 std=self.dataset.std,
                 image_size=self.feed.image_size,
-                allow_code=self.allow_code,
             )
 
     def test(self, model: nn.Module) -> Evaluation:
@@ -96,7 +103,7 @@ def open_scene(
             offline=config.offline,
             image_size=image_size,
             split=config.split,
-            allow_code=allow_code,
+            allow_code=True,  # as for models: see Scene.build
             observer=observer,
         )
         feed = build_feed(config, dataset, image_size, compute)
@@ -126,22 +133,23 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
         limit=config.split.train_limit,
     )
     if not len(train):
-        raise DataError(
-            "no images are left to train on", where=config.data, hint="lower split.validation_fraction"
-        )
+        raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
 
-    def in_order(images: ImageSet, indices: np.ndarray | None) -> EvaluationBatches:
+    def in_order(
+        images: NDArray[np.uint8] | Tensor, of: ImageSet, indices: NDArray[np.int64] | None
+    ) -> EvaluationBatches:
         return EvaluationBatches(
-            images.images,
-            images.labels,
+            images,
+            of.labels,
             indices,
             batch_size=_EVALUATION_BATCH,
             device=compute.device,
             image_size=image_size,
         )
 
+    images = on_device(dataset.train.images, compute.device)  # once, for all that read them
     training = TrainingBatches(
-        dataset.train.images,
+        images,
         dataset.train.labels,
         train,
         batch_size=config.training.batch_size,
@@ -156,9 +164,9 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
     some = np.random.default_rng(config.split.seed).permutation(train)[:_STATISTICS_IMAGES]
     return Feed(
         training=training,
-        validation=in_order(dataset.train, validation) if len(validation) else None,
-        test=in_order(dataset.test, None),
-        statistics=in_order(dataset.train, some),
+        validation=in_order(images, dataset.train, validation) if len(validation) else None,
+        test=in_order(dataset.test.images, dataset.test, None),
+        statistics=in_order(images, dataset.train, some),
         num_classes=dataset.num_classes,
         image_size=image_size,
         signature=_feed_signature(config, dataset, image_size),
@@ -173,7 +181,9 @@ def common_image_size(specs: Sequence[str]) -> int:
     """
     sizes = {spec: MODELS[spec].input_size if spec in MODELS else 32 for spec in specs}
     if len(set(sizes.values())) > 1:
-        raise ShapeError(f"the models take images of different sizes: {sizes}", where="image_size", hint="give image_size")
+        raise ShapeError(
+            f"the models take images of different sizes: {sizes}", where="image_size", hint="give image_size"
+        )
     return next(iter(sizes.values()))
 
 

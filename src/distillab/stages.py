@@ -13,11 +13,10 @@ from pydantic import Field, create_model
 
 from distillab.errors import ConfigError, nearest
 from distillab.settings import Section, validated
+from distillab.training.config import Role
 
 if TYPE_CHECKING:
     from distillab.methods.base import Method
-
-Role = Literal["teacher", "assistant", "student"]
 
 
 class Stage(Section):
@@ -29,9 +28,7 @@ class Stage(Section):
     share: float | None = Field(
         None, gt=0.0, lt=1.0, description="Share of that student's epochs; the stage without one takes the rest."
     )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Settings of the method that this plan fixes."
-    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Settings of the method that this plan fixes.")
 
 
 class Plan(Section):

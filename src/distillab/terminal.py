@@ -20,6 +20,7 @@ from distillab.runtime.events import EpochEnded, Event, Note, Observer, RunStart
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+
 class Screen:
     """The two streams of a command, and how much it says on them.
 
@@ -114,9 +115,14 @@ def _one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # as any other stream does: `__main__` decides what follows
+
+
 def _console(stream: TextIO) -> Console:
     styled = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "", "dumb")
-    return Console(
+    return _Console(
         file=stream, force_terminal=styled, color_system="auto" if styled else None, soft_wrap=False, emoji=False
     )
 
@@ -139,7 +145,7 @@ class _Lines:
                 self._write(f"{event.title}: {event.epochs} epochs of {event.steps_per_epoch} steps")
             case EpochEnded():
                 epoch = f"{event.epoch:>{len(str(event.epochs))}}/{event.epochs}"
-                self._write(f"{event.title}  epoch {epoch}  {describe_values(event.values)}")
+                self._write(f"{event.title}  epoch {epoch}  {describe_values(event.values)}".rstrip())
 
     def _write(self, text: str) -> None:
         self._console.out(printable(text), highlight=False)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import shell
 
+import shell
 from distillab import cli
 from distillab.__main__ import Program, main
 
@@ -18,6 +18,7 @@ def command(
     """Run words in this process, in an empty working directory, through the program's own `main`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread: other tests run on the other cores
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(*words: str, program: Program = cli.run) -> shell.Outcome:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import shell
 
+import shell
 from distillab.data.catalog import DATASETS
 from distillab.models.catalog import MODELS
 from distillab.stages import PLANS

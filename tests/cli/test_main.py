@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import shell
 
+import shell
 from distillab.errors import ConfigError, DataError, NonFiniteLossError, RunDirInUseError, StorageError
 from distillab.runtime.events import RunStarted
 from distillab.terminal import Screen

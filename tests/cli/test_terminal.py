@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
 def test_a_table_in_a_pipe_is_not_cut() -> None:
     head, row = watch().stdout.splitlines()
     assert head.split() == ["class", "top-1", "%"]
-    assert row == "[/x] " + "wide " * 30 + "    50.0"
+    assert row == "[/x] " + "wide " * 30 + "     50.0"
 
 
 def test_quiet_says_nothing_but_the_result() -> None:
@@ -123,7 +122,11 @@ def test_help_in_a_pipe_has_no_escape_byte(environment: dict[str, str]) -> None:
 
 def test_help_on_a_terminal_without_colour_has_no_escape_byte() -> None:
     child = pexpect.spawn(
-        str(DISTILLAB), ["train", "--help"], encoding="utf-8", timeout=60, env=PLAIN | {"TERM": "xterm", "NO_COLOR": "1"}
+        str(DISTILLAB),
+        ["train", "--help"],
+        encoding="utf-8",
+        timeout=60,
+        env=PLAIN | {"TERM": "xterm", "NO_COLOR": "1"},
     )
     assert "\x1b" not in child.read()
 
@@ -162,15 +165,12 @@ def photos(folder: Path, images: int = 40) -> Path:
 def test_a_signal_ends_a_run_with_its_own_code(number: int, code: int, said: str, tmp_path: Path) -> None:
     photos(tmp_path)
     words = ["train", "--data", "photos", "--training.epochs", "1000", "--output", "run", "--threads", "1"]
-    child = subprocess.Popen([DISTILLAB, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=PLAIN)
-    assert child.stderr is not None
-    for line in child.stderr:
-        if "epoch" in line and "/1000" in line:
-            break
-    time.sleep(0.1)
-    child.send_signal(number)
-    rest = child.stderr.read()
-    assert child.wait(timeout=60) == code
+    with subprocess.Popen([DISTILLAB, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=PLAIN) as child:
+        assert child.stderr is not None
+        next(line for line in child.stderr if "epoch" in line and "/1000" in line)
+        child.send_signal(number)
+        rest = child.stderr.read()
+        assert child.wait(timeout=60) == code
     assert rest.endswith(said)
     assert "Traceback" not in rest
     assert not (tmp_path / "run" / "result.json").exists()

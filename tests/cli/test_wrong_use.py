@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shell
 import torch
 from PIL import Image
 from syrupy.assertion import SnapshotAssertion
 
+import shell
 from distillab.classic import run_train_kd_py, run_train_py
 from distillab.cli import run as run_distillab
 from distillab.models.catalog import build_model
@@ -263,14 +263,21 @@ WRONG = (
     Wrong("to predict an empty folder", "distillab predict teacher.pth photos", 3, with_empty_folder),
     Wrong("to predict what is not there", "distillab predict teacher.pth cat.png", 3, weights()),
     Wrong("to predict a text", "distillab predict teacher.pth letter.png", 3, with_a_letter),
-    Wrong("predictions to an unknown kind of file", "distillab predict teacher.pth photos --output p.xls", 2, with_images),
+    Wrong(
+        "predictions to an unknown kind of file", "distillab predict teacher.pth photos --output p.xls", 2, with_images
+    ),
     Wrong("train.py: a flag that is misspelt", "train.py --num_classes 10", 2),
     Wrong("train.py: an unknown size", "train.py --model_size tiny", 2),
     Wrong("train.py: classes that cannot be downloaded", "train.py --num_class 20", 2),
     Wrong("train.py: a folder with other classes", "train.py --data ./photos --num_class 10", 3, photos),
     Wrong("train_kd.py: an unknown method", "train_kd.py --kd mbd", 2),
     Wrong("train_kd.py: no teacher yet", "train_kd.py --model_type resnet --epoch 3 --kd multi", 4),
-    Wrong("train_kd.py: a teacher that is missing", "train_kd.py --teacher best.pth --data ./photos --num_class 2", 4, photos),
+    Wrong(
+        "train_kd.py: a teacher that is missing",
+        "train_kd.py --teacher best.pth --data ./photos --num_class 2",
+        4,
+        photos,
+    ),
     Wrong(
         "train_kd.py: a teacher with other classes",
         "train_kd.py --teacher teacher.pth --data ./photos --num_class 2 --epoch 1",

@@ -9,7 +9,7 @@ from torch import nn
 
 from distillab.errors import ConfigError, ShapeError
 from distillab.models import catalog
-from distillab.models.catalog import MODELS, ModelInfo, build_model, is_code
+from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.classifier import Classifier, NormalizedModel
 
 
@@ -112,11 +112,6 @@ def test_code_that_gives_no_model_is_refused_by_name(user_module, spec, says):
     with pytest.raises(ConfigError, match=says) as caught:
         build_model(spec, 4)
     assert caught.value.where == "model"
-
-
-def test_only_modules_are_code():
-    assert is_code("package.module:function")
-    assert not any(is_code(spec) for spec in ("cnn8", "timm:resnet50", "torchvision:resnet18"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")

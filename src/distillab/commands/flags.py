@@ -28,13 +28,12 @@ Quiet: TypeAlias = Annotated[
     bool, Parameter(negative="", show_default=False, group=COMMAND, help="Say nothing but the result (and errors).")
 ]
 Json: TypeAlias = Annotated[
-    bool, Parameter(negative="", show_default=False, group=COMMAND, help="Give the result as one JSON object on stdout.")
+    bool,
+    Parameter(negative="", show_default=False, group=COMMAND, help="Give the result as one JSON object on stdout."),
 ]
 DryRun: TypeAlias = Annotated[
     bool,
-    Parameter(
-        negative="", show_default=False, group=COMMAND, help="Build everything, show the plan, train nothing."
-    ),
+    Parameter(negative="", show_default=False, group=COMMAND, help="Build everything, show the plan, train nothing."),
 ]
 AllowCode: TypeAlias = Annotated[
     bool,

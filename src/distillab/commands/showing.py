@@ -34,9 +34,7 @@ def list_recipes(*, json: Json = False, screen: Injected) -> None:
     _show("recipes", listing.recipes(), ("name", "summary"), screen, json)
 
 
-def _show(
-    kind: str, records: list[dict[str, Any]], columns: Sequence[str], screen: Screen, json: bool
-) -> None:
+def _show(kind: str, records: list[dict[str, Any]], columns: Sequence[str], screen: Screen, json: bool) -> None:
     screen.json = json
     screen.show({kind: records}, records_table(records, columns))
 

@@ -3,8 +3,8 @@
 # cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
 import csv
 import io
-from json import dumps
 from collections.abc import Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillab.data.config import SplitConfig
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.errors import ConfigError, DataError, nearest
-from distillab.outside_code import find_function
+from distillab.outside_code import find_function, names_code
 from distillab.runtime.events import Note, Observer, silent
 
 __all__ = ["DATASETS", "Dataset", "DatasetInfo", "ImageSet", "open_dataset"]
@@ -78,8 +77,6 @@ DATASETS: dict[str, DatasetInfo] = {
     )
 }
 
-_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
 
 def open_dataset(
     spec: str,
@@ -124,7 +121,7 @@ def open_dataset(
     path = Path(spec).expanduser()
     if path.exists():
         return _open_path(path, data_dir, offline, image_size, split, observer)
-    if _CODE.fullmatch(spec):
+    if names_code(spec):
         return _open_code(spec, allow_code, observer)
     if os.sep in spec or spec.startswith((".", "~")):
         raise DataError("there is no such file or folder", where=spec, hint="check the path of the data")

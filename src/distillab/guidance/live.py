@@ -25,9 +25,7 @@ class LiveTeacher:
         compute: Precision and device.
     """
 
-    def __init__(
-        self, model: nn.Module, *, layers: Sequence[str] = (), stop: bool = False, compute: Compute
-    ) -> None:
+    def __init__(self, model: nn.Module, *, layers: Sequence[str] = (), stop: bool = False, compute: Compute) -> None:
         self.model = model.eval().requires_grad_(False)
         self.layers = tuple(layers)
         self.stop = stop

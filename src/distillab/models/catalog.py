@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from distillab.errors import ConfigError, ShapeError, nearest
+from distillab.outside_code import find_function
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,11 +62,6 @@ MODELS: dict[str, ModelInfo] = {
         _resnet("resnet98", "student", "bottleneck ResNet, 6-8-12-6 blocks, base width 16, dropout"),
     )
 }
-
-
-def is_code(spec: str) -> bool:
-    """Whether a spec names code from outside: "package.module:function"."""
-    return ":" in spec and not spec.startswith(("timm:", "torchvision:"))
 
 
 def build_model(
@@ -172,19 +168,7 @@ def _from_package(package: str, module: str, name: str, create: Callable[[Any], 
 def _call(target: str, num_classes: int) -> nn.Module:
     from torch import nn
 
-    home, _, name = target.partition(":")
-    try:
-        module = importlib.import_module(home)
-    except Exception as error:
-        raise ConfigError(
-            f"module '{home}' cannot be imported: {type(error).__name__}: {error}",
-            where="model",
-            hint="install it, or put its folder on PYTHONPATH",
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"module '{home}' has no function '{name}'", where="model", hint=nearest(name, known))
+    function = find_function(target, where="model")
     try:
         built = function(num_classes=num_classes)
     except Exception as error:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from distillab.errors import CheckpointError
-from distillab.models.catalog import MODELS, build_model, is_code
+from distillab.models.catalog import MODELS, build_model
 from distillab.models.classifier import IDENTITY, Classifier, Statistics, classifier
 from distillab.models.weight_files import digest, read_json_object, read_weights, write_pickle, write_safetensors
+from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
 
 # What published checkpoints of the classic models were trained with, by number of classes: (mean, std).
@@ -122,7 +123,7 @@ def load_model(
             where=str(path),
             hint="use the data set that it was trained on, or another file",
         )
-    if allow_code and is_code(described.model):
+    if allow_code and names_code(described.model):
         observer(Note(f"importing code: {described.model}, named for {path}"))
     # The random initial weights are thrown away, so drawing them must not move the global generator.
     with torch.random.fork_rng(devices=[]):

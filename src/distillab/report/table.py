@@ -106,9 +106,7 @@ def run_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         if (part := summary.get(role))
     ]
     trained = summary.get("method") or summary.get("role")
-    rows.append(
-        _row(trained, summary["model"], summary.get("test"), summary.get("cost"), summary["timing"]["seconds"])
-    )
+    rows.append(_row(trained, summary["model"], summary.get("test"), summary.get("cost"), summary["timing"]["seconds"]))
     return rows
 
 

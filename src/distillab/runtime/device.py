@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,9 +57,9 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 natively; emulated it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
 
 
@@ -72,15 +71,13 @@ def _find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            f"unknown device '{name}'", where="device", hint="auto, cpu, cuda, cuda:1 or mps"
-        ) from None
+        raise ConfigError(f"unknown device '{name}'", where="device", hint="auto, cpu, cuda, cuda:1 or mps") from None
     there = {
-        "cpu": lambda: device.index is None,
-        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": lambda: torch.backends.mps.is_available(),
-    }.get(device.type, lambda: False)
-    if not there():
+        "cpu": device.index is None,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
         raise ConfigError(
             f"there is no device '{name}' here", where="device", hint="`distillab doctor` lists the devices"
         )
@@ -92,13 +89,14 @@ def cpu_threads(count: int | None) -> Iterator[int]:
     """Use so many CPU threads inside, and as many as before after it.
 
     Args:
-        count: Threads; as many as the process may use cores if None.
+        count: Threads; torch's own choice if None (OMP_NUM_THREADS, or one a core).
 
     Yields:
         The number in use: results on a CPU are exact for one number of threads only.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    if count is not None:
+        torch.set_num_threads(count)
     try:
         yield torch.get_num_threads()
     finally:

@@ -111,9 +111,7 @@ def claim_dir(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         taken = next((entry for entry in path.iterdir() if entry.name != ".lock"), None)
     except FileExistsError:
-        raise StorageError(
-            "the run folder is a file", where=str(path), hint="choose another --output"
-        ) from None
+        raise StorageError("the run folder is a file", where=str(path), hint="choose another --output") from None
     except OSError as error:
         raise storage_error(error, path) from error
     if taken is not None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from distillab.settings import Section
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Role = Literal["teacher", "assistant", "student"]
 
 
 class OptimizerConfig(Section):
@@ -19,9 +20,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(
         5e-4, ge=0.0, allow_inf_nan=False, description="Decay of weights (never of biases and norms)."
     )
-    momentum: float | None = Field(
-        None, ge=0.0, lt=1.0, description="SGD only: momentum; 0.9 if not given."
-    )
+    momentum: float | None = Field(None, ge=0.0, lt=1.0, description="SGD only: momentum; 0.9 if not given.")
     nesterov: bool | None = Field(None, description="SGD only: Nesterov's form; on if not given.")
 
 

@@ -20,7 +20,7 @@ from distillab.runtime.device import Compute
 from distillab.runtime.events import EpochEnded, Observer, StageStarted, StepsDone
 from distillab.runtime.reproducibility import derived_seed, isolated_generators
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
-from distillab.training.config import Regime
+from distillab.training.config import Regime, Role
 from distillab.training.optimizer import make_optimizer, set_learning_rate
 from distillab.training.schedule import multiplier
 from distillab.training.step import Learner, Step, freeze_beyond, trainable
@@ -83,7 +83,7 @@ class StageReport:
     """
 
     title: str
-    role: str
+    role: Role
     method: str
     epochs: int
     steps: int
@@ -115,7 +115,7 @@ class Stage:
     guidance: Guidance | None
     epochs: int
     title: str
-    role: str
+    role: Role
     first_epoch: int = 0
     final: bool = True
     history: list[Mapping[str, float]] = field(default_factory=list)
@@ -291,9 +291,7 @@ def _freeze_unreached(learner: Learner, feed: Feed, compute: Compute) -> list[nn
     return list(freeze_beyond(learner, images))
 
 
-def _finish(
-    stage: Stage, feed: Feed, regime: Regime, compute: Compute
-) -> tuple[Evaluation | None, Evaluation | None]:
+def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple[Evaluation | None, Evaluation | None]:
     """Re-estimate BatchNorm statistics; returns the validation before and after."""
     if stage.learner.stop:
         return None, None
@@ -301,7 +299,9 @@ def _finish(
     before = evaluate(student, feed.validation, autocast_dtype=compute.autocast_dtype) if feed.validation else None
     if not stage.final or not recalibrated(student, feed, regime, compute):
         return None, before
-    return before, evaluate(student, feed.validation, autocast_dtype=compute.autocast_dtype) if feed.validation else None
+    return before, evaluate(
+        student, feed.validation, autocast_dtype=compute.autocast_dtype
+    ) if feed.validation else None
 
 
 def recalibrated(model: nn.Module, feed: Feed, regime: Regime, compute: Compute) -> bool:

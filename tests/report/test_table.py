@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from distillab.report.table import Column, Table, plan_tables, records_table, results_table, run_rows
+
+TEST = {"top1": 0.9712, "nll": 0.12345, "ece": 0.0167, "teacher_agreement": None}
+
+
+def heads(table: Table) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def test_a_row_is_in_percent_and_millions() -> None:
+    row = {"method": "st", "model": "cnn16", **TEST, "teacher_agreement": 0.98, "parameters": 705_402, "macs": 25e6}
+    table = results_table([row | {"seconds": 12.34}])
+    assert table.rows == (("st", "cnn16", "97.1", "0.123", "1.7", "98.0", "0.71", "25.00", "12.3"),)
+
+
+def test_what_a_row_does_not_have_is_a_dash_and_an_empty_column_is_gone() -> None:
+    table = results_table([{"method": "teacher", "model": "a", **TEST}, {"method": "st", "model": "b", "top1": 0.0}])
+    assert heads(table) == ["method", "model", "top-1 %", "NLL", "ECE %"]
+    assert table.rows[1] == ("st", "b", "0.0", "-", "-")
+
+
+def test_a_run_has_a_row_for_everyone_who_took_part() -> None:
+    part = {"model": "cnn12", "test": TEST, "cost": {"parameters": 3, "macs": 4}}
+    summary = {"method": "takd", "model": "cnn16", "test": TEST, "timing": {"seconds": 5.0}, "teacher": part}
+    assert [row["method"] for row in run_rows(summary | {"assistant": part})] == ["teacher", "assistant", "takd"]
+    rows = run_rows({"role": "teacher", "model": "cnn8", "test": TEST, "timing": {"seconds": 5.0}})
+    assert [(row["method"], row["seconds"]) for row in rows] == [("teacher", 5.0)]
+
+
+def test_lines_are_aligned_and_never_cut() -> None:
+    table = Table((Column("name"), Column("count", numeric=True)), (("a" * 200, "1"), ("b", "1,000")))
+    lines = str(table).splitlines()
+    assert lines[1] == "a" * 200 + "      1"
+    assert lines[2] == "b" + " " * 199 + "  1,000"
+    assert lines[0].rstrip() == lines[0]
+
+
+def test_a_listing_shows_counts_lists_and_gaps() -> None:
+    records = [{"name": "a", "count": 1234567, "tags": ["x", "y"]}, {"name": "b", "count": 2, "tags": []}]
+    table = records_table(records, ("name", "count", "tags"))
+    assert table.columns == (Column("name"), Column("count", numeric=True), Column("tags"))
+    assert table.rows == (("a", "1,234,567", "x; y"), ("b", "2", "-"))
+
+
+def test_a_plan_tells_data_models_stages_and_time() -> None:
+    plan = {
+        "data": {"name": "digits", "classes": 10, "images": [32, 32], "train": 1294, "validation": None, "test": 359},
+        "models": [{"role": "student", "model": "cnn16", "parameters": 705_402, "macs": 25_762_560}],
+        "stages": [{"title": "student by st", "method": "soft_target", "epochs": 2, "steps": 20, "seconds": 3.21}],
+        "seconds": 3.21,
+    }
+    data, models, stages, sentence = plan_tables(plan)
+    assert isinstance(data, Table)
+    assert data.rows == (("digits", "10", "32x32", "1,294", "-", "359"),)
+    assert isinstance(models, Table)
+    assert models.rows == (("student", "cnn16", "705,402", "25,762,560"),)
+    assert isinstance(stages, Table)
+    assert stages.rows == (("student by st", "soft_target", "2", "20", "3.21"),)
+    assert sentence == "about 3 s of training; nothing was trained"
