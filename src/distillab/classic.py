@@ -153,7 +153,7 @@ def train_kd(
 def _save(model: Any, path: Path, outcome: Mapping[str, Any]) -> None:
     from distillab.models.weights import save_classic
 
-    kept = ("seed", "data", "test", "validation", "stages", "timing")
+    kept = ("seed", "data", "test", "validation", "cost")
     save_classic(model, path, {"result": {key: outcome[key] for key in kept}})
 
 

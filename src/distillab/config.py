@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,12 +87,12 @@ class DistillConfig(RunConfig):
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Values = Mapping[str, Any]
 
-_RECIPES = resources.files("distillab") / "recipes"
+_RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe_names() -> tuple[str, ...]:
     """Names of the shipped recipes."""
-    return tuple(sorted(Path(entry.name).stem for entry in _RECIPES.iterdir() if entry.name.endswith(".toml")))
+    return tuple(sorted(path.stem for path in _RECIPES.glob("*.toml")))
 
 
 def recipe_summary(name: str) -> str:

@@ -18,7 +18,6 @@ def command(
     """Run words in this process, in an empty working directory, through the program's own `main`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread: other tests run on the other cores
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(*words: str, program: Program = cli.run) -> shell.Outcome:

@@ -101,7 +101,7 @@ def run_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         summary: The content of `result.json`.
     """
     rows = [
-        _row(role, part["model"], part.get("test"), part.get("cost"), part.get("seconds"))
+        _row(role, part["model"], part.get("test"), part.get("cost"), part.get("timing", {}).get("seconds"))
         for role in ("teacher", "assistant")
         if (part := summary.get(role))
     ]

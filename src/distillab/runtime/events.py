@@ -32,8 +32,8 @@ class StepsDone:
     Attributes:
         step: Of this stage, 1-based.
         total_steps: Of this stage.
-        loss: Mean since the last report, nats; None where it was not read.
-        train_top1: Share of right answers since the last report, 0..1; None where it was not read.
+        loss: Mean over the epoch so far, nats; None where it was not read.
+        train_top1: Share of right answers in the epoch so far, 0..1; None where it was not read.
     """
 
     step: int
