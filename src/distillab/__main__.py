@@ -13,7 +13,7 @@ from types import FrameType
 
 from distillab import cli
 from distillab.errors import DistillabError
-from distillab.terminal import Screen
+from distillab.terminal import Screen, one_line
 
 Program = Callable[[Sequence[str], Screen], None]
 
@@ -55,7 +55,8 @@ def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
         return _BROKEN_PIPE
     except Exception as error:
         place = _keep_traceback(screen.run_dir)
-        print(f"internal error: {type(error).__name__}: {error} (this is a bug)\n  where: {place}", file=sys.stderr)
+        print(f"internal error: {type(error).__name__}: {one_line(str(error))} (this is a bug)", file=sys.stderr)
+        print(f"  where: {place}", file=sys.stderr)
         return DistillabError.exit_code
     return 0
 

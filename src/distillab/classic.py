@@ -2,6 +2,7 @@
 
 # cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
 import shlex
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from distillab.cli import dispatch, new_app
+from distillab.commands.dispatch import dispatch, new_app
 from distillab.commands.flags import EVERY_FIELD, Injected, Whole
 from distillab.commands.outcome import show_run
 from distillab.config import RunConfig, load_recipe, resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, DataError
+from distillab.runtime.files import storage_error
 from distillab.terminal import Screen
 from distillab.training.config import Role
 
@@ -108,12 +110,13 @@ def train(
     """Train a model alone and save it as logs/<size>/<type>_<epoch>_<batch>_<classes>_param.pth."""
     role = _ROLES[model_size]
     config = resolve_train(flags.recipe(), {**flags.values(), "role": role})
+    path = flags.file(model_size)
+    _check_writable(path)
     flags.check_classes(config)
     from distillab.run import run_train
 
     with screen.watching() as observer:
         result = run_train(config, observer=observer, save_run=False)
-    path = flags.file(model_size)
     _save(result.models[role], path, result.summary)
     show_run(screen, result, f"saved: {path}")
 
@@ -136,6 +139,7 @@ def train_kd(
             "the teacher's weights are not there", where=str(weights), hint=flags.train_command("teacher")
         )
     config = resolve_distill(flags.recipe(), {**flags.values(), "method": kd, "teacher": str(weights)})
+    _check_writable(flags.file("student", kd))
     flags.check_classes(config)
     from distillab.run import run_distill
 
@@ -148,6 +152,19 @@ def train_kd(
             _save(model, path, result.summary if size == "student" else result.summary["assistant"])
             saved.append(f"saved: {path}")
     show_run(screen, result, *saved)
+
+
+def _check_writable(path: Path) -> None:
+    """See that weights can be written where they will be, before hours go into them.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def _save(model: Any, path: Path, outcome: Mapping[str, Any]) -> None:

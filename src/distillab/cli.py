@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import App, Parameter
 
-from distillab import __version__
-from distillab.errors import ConfigError
+from distillab.commands.dispatch import dispatch, new_app
 from distillab.terminal import Screen
 
 _VERBS = (
@@ -99,47 +98,3 @@ def build_app(words: Sequence[str], screen: Screen) -> App:
 
 def _epilogue(name: str) -> str:
     return f"Examples:\n{_EXAMPLES[name]}"
-
-
-def new_app(screen: Screen, **settings: Any) -> App:
-    """An app that shows help on the screen and raises what it has to complain about."""
-    return App(
-        version=f"distillab {__version__}",
-        version_format="plaintext",
-        help_format="plaintext",
-        group_parameters=Group("Run", sort_key=2),
-        console=screen.out,
-        error_console=screen.err,
-        exit_on_error=False,
-        print_error=False,
-        verbose=False,
-        suppress_keyboard_interrupt=False,
-        **settings,
-    )
-
-
-def dispatch(app: App, words: Sequence[str], screen: Screen) -> None:
-    """Run the command that the words name, on this screen.
-
-    Raises:
-        ConfigError: The words are not a command and its flags.
-        DistillabError: What the command raises.
-    """
-    try:
-        command, bound, injected = app.parse_args(list(words))
-        extra = {"screen": screen} if "screen" in injected else {}
-        command(*bound.args, **bound.kwargs, **extra)
-    except CycloptsError as error:
-        raise _usage_error(error, app.name[0]) from error
-
-
-def _usage_error(error: CycloptsError, program: str) -> ConfigError:
-    manual = f"`{' '.join([program, *(error.command_chain or ())])} --help` shows what there is"
-    if isinstance(error, UnusedCliTokensError):
-        return ConfigError(f"unexpected: {' '.join(error.unused_tokens or ())}", hint=manual)
-    message, asked, suggestion = str(error).partition(" Did you mean ")
-    message, known, commands = message.partition(" Available commands: ")
-    if isinstance(error, UnknownOptionError):
-        message = message.replace("option:", "option")
-    hint = f"did you mean {suggestion}" if asked else f"known: {commands}" if known else manual
-    return ConfigError((message[:1].lower() + message[1:]).rstrip("."), hint=hint)

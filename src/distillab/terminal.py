@@ -103,7 +103,7 @@ class Screen:
 def error_lines(error: DistillabError) -> str:
     """An error as it is shown: what, where, and what to do; one line each."""
     parts = (("error: ", error.message), ("  where: ", error.where), ("  try:   ", error.hint))
-    return "\n".join(label + printable(_one_line(text)) for label, text in parts if text)
+    return "\n".join(label + one_line(text) for label, text in parts if text)
 
 
 def printable(text: str) -> str:
@@ -111,8 +111,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _one_line(text: str) -> str:
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+def one_line(text: str) -> str:
+    """The lines of a text in one, control characters spelt out."""
+    return printable("; ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
 class _Console(Console):
@@ -204,8 +205,7 @@ class _Bars:
                 self._end_epoch(event)
 
     def _begin(self, stage: StageStarted) -> None:
-        if self._bar is not None:
-            self._progress.remove_task(self._bar)
+        self._remove()  # of a stage that stopped early
         self._stage, self._values = stage, {}
         self._bar = self._progress.add_task(
             printable(stage.title),
@@ -235,7 +235,13 @@ class _Bars:
             numbers=describe_values(self._values),
         )
         if event.epoch == event.epochs:
+            self._remove()
             self._print(f"{event.title}: {event.epochs} epochs  {describe_values(self._values)}")
+
+    def _remove(self) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
 
     def _print(self, text: str) -> None:
         self._progress.console.print(Text(printable(text)), highlight=False, soft_wrap=True)

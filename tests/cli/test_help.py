@@ -87,13 +87,13 @@ def test_the_classic_commands_show_their_classic_flags(
     assert "--model-type" not in out
 
 
-@pytest.mark.parametrize("words", [verb for verb in VERBS if len(verb) < 2], ids=" ".join)
-def test_help_imports_no_torch(words: tuple[str, ...]) -> None:
+def test_help_imports_no_torch() -> None:
     program = (
-        "import sys, json; from distillab.__main__ import main; code = main(sys.argv[1:]);"
-        "print(json.dumps([code, sorted({'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules))]), file=sys.stderr)"
+        "import sys, json; from distillab.__main__ import main;"
+        "codes = [main([*words, '--help']) for words in json.loads(sys.argv[1])];"
+        "print(json.dumps([codes, sorted({'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules))]), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *words, "--help"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program, json.dumps(VERBS)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert json.loads(done.stderr) == [0, []]
+    assert json.loads(done.stderr) == [[0] * len(VERBS), []]

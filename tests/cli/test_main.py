@@ -33,12 +33,12 @@ def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def program(words: Sequence[str], screen: Screen) -> None:
-        raise ZeroDivisionError("by zero [/x]")
+        raise ZeroDivisionError("by\nzero [/x]")
 
     outcome = command(program=program)
     assert outcome.code == 1
     first, second = outcome.err.splitlines()
-    assert first == "internal error: ZeroDivisionError: by zero [/x] (this is a bug)"
+    assert first == "internal error: ZeroDivisionError: by; zero [/x] (this is a bug)"
     assert "Traceback (most recent call last)" in Path(second.removeprefix("  where: ")).read_text()
 
 

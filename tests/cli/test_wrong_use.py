@@ -168,6 +168,8 @@ WRONG = (
     ),
     Wrong("a method that is misspelt", "distillab distill --method fitnets", 2),
     Wrong("a method like no other", "distillab distill --method zzz", 2),
+    Wrong("a method without its name", "distillab distill --method", 2),
+    Wrong("two methods at once", "distillab distill --method st --method fitnet", 2),
     Wrong("a method's help for a wrong name", "distillab distill --method ts --help", 2),
     Wrong("a method's setting misspelt", "distillab distill --method st --distill.temprature 4", 2),
     Wrong("a setting of another method", "distillab distill --method mbd-hard --distill.delta 0.1", 2),
@@ -270,6 +272,7 @@ WRONG = (
     Wrong("train.py: an unknown size", "train.py --model_size tiny", 2),
     Wrong("train.py: classes that cannot be downloaded", "train.py --num_class 20", 2),
     Wrong("train.py: a folder with other classes", "train.py --data ./photos --num_class 10", 3, photos),
+    Wrong("train.py: no place for the weights", "train.py --data digits", 4, text("logs", "a file")),
     Wrong("train_kd.py: an unknown method", "train_kd.py --kd mbd", 2),
     Wrong("train_kd.py: no teacher yet", "train_kd.py --model_type resnet --epoch 3 --kd multi", 4),
     Wrong(

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, flags_of
 from distillab.commands.outcome import show_plan, show_run, started_with
@@ -70,7 +70,10 @@ def distill_flags(words: Sequence[str]) -> Any:
     def choose(*, method: str | None = None, recipe: str | None = None) -> None:
         chosen.update(method=method, recipe=recipe)
 
-    command, bound, *_ = probe.parse_known_args(list(words))
+    try:
+        command, bound, *_ = probe.parse_known_args(list(words))
+    except CycloptsError:
+        return GeneralFlags  # with these the same complaint comes again, by its proper name
     command(*bound.args, **bound.kwargs)
     if chosen["method"] is None and not HELP_WORDS.isdisjoint(words):
         return GeneralFlags
