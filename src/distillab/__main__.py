@@ -33,9 +33,9 @@ def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
         0 done; 1 a bug, its traceback kept in a file; an error's own code (see `errors.py`); 130 Ctrl-C;
         141 the reader of stdout went away; 143 SIGTERM.
     """
-    # Read when torch is loaded. Threads that spin while they wait make a busy machine many times slower: see
+    # Read when torch is loaded. Threads that spin for long while they wait make a busy machine many times slower: see
     # docs/decisions/0006-waiting-threads.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -45,11 +45,11 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of initial weights, order and augmentation.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     threads: int | None = Field(None, ge=1, description="CPU threads; one a core if not given.")
-    split: SplitConfig = SplitConfig()
-    augment: AugmentConfig = AugmentConfig()
-    training: TrainingConfig = TrainingConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
 
 
 class TrainConfig(RunConfig):
@@ -72,8 +72,8 @@ class DistillConfig(RunConfig):
     )
     assistant: str = Field("cnn12", description="Model name of the assistant, for the methods that have one.")
     student: str = Field("cnn16", description="Model name of the student.")
-    teacher_training: RoleTraining = RoleTraining()
-    assistant_training: RoleTraining = RoleTraining()
+    teacher_training: RoleTraining = Field(default_factory=RoleTraining)
+    assistant_training: RoleTraining = Field(default_factory=RoleTraining)
     alone: dict[str, Any] = Field(
         default_factory=dict,
         description="Settings laid over these wherever a model is trained on labels alone: teachers, baselines.",

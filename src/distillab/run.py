@@ -303,8 +303,7 @@ def _save(scene: Scene, name: str, model: nn.Module) -> None:
         "data": scene.dataset.name,
     }
     path = scene.run_dir.path / f"{name}.safetensors"
-    metadata = {"classes": list(scene.dataset.classes), "source": source}
-    save_weights(model, path, metadata)
+    save_weights(model, path, {"source": source})
 
 
 def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Module]) -> RunResult:
@@ -320,7 +319,6 @@ def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Mo
     if scene.run_dir is None:
         return RunResult(None, summary, models)
     scene.run_dir.write_json("result.json", summary)
-    scene.place.observer(Note(f"run folder: {scene.run_dir.path}"))
     return RunResult(scene.run_dir.path, summary, models)
 
 

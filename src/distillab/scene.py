@@ -25,7 +25,7 @@ from distillab.guidance.cache import LogitsMemory
 from distillab.models.catalog import MODELS, build_model
 from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
-from distillab.runtime.events import Note, Observer
+from distillab.runtime.events import Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir
 from distillab.training.config import Role
@@ -67,13 +67,15 @@ class Scene:
         if names_code(spec):
             self.place.observer(Note(f"importing code: {spec}"))
         with seeded(self.config.seed, role, "weights"):
-            return build_model(
+            model = build_model(
                 spec,
                 self.dataset.num_classes,
                 mean=self.dataset.mean,
                 std=self.dataset.std,
                 image_size=self.feed.image_size,
             )
+        model.classes = self.dataset.classes
+        return model
 
     def test(self, model: nn.Module) -> Evaluation:
         """Read the test set with a model, compared with the teacher if its logits are known."""
@@ -110,6 +112,7 @@ def open_scene(
         run_dir = RunDir(config.output, label=label) if save_run else None
         record = None
         if run_dir:
+            observer(RunStarted(run_dir.path))
             run_dir.describe(config_toml=to_toml(config), command=command, device=compute.device, threads=threads)
             record = run_dir.append_metrics
         place = Workplace(feed, config.seed, compute, observer, record, memory)

@@ -15,7 +15,8 @@ SectionT = TypeVar("SectionT", bound="Section")
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Built when first used: `--help` never validates.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
 
 def validated(section: type[SectionT], values: Mapping[str, Any], *, where: str = "") -> SectionT:

@@ -118,7 +118,7 @@ def test_the_classic_commands_leave_their_files(photos: Path, command: shell.Com
     weights = tmp_path / "logs" / "teacher" / "normal_1_8_2_param.pth"
     assert outcome.out.endswith("saved: logs/teacher/normal_1_8_2_param.pth\n")
     assert "layer1.0.conv.weight" in torch.load(weights, weights_only=True)
-    assert json.loads(weights.with_suffix(".json").read_text())["num_classes"] == 2
+    assert json.loads(weights.with_suffix(".json").read_text())["classes"] == ["cat", "dog"]
     outcome = command("--kd", "takd", *CLASSIC, program=run_train_kd_py)
     assert outcome.code == 0, outcome.err
     for size in ("ta", "student"):

@@ -82,7 +82,7 @@ def _read(path: Path | str) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except FileNotFoundError:
-        raise DataError("there is no such image", where=_shown(path)) from None
+        raise DataError("there is no such image", where=_shown(path), hint="check the path") from None
     except Image.DecompressionBombError as error:
         raise DataError(
             f"the image is too large to be decoded safely: {error}", where=_shown(path), hint="make it smaller"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from distillab.errors import ConfigError, ShapeError, nearest
 from distillab.outside_code import find_function
+from distillab.training.config import Role
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +27,8 @@ class ModelInfo:
         role: Its place in the classic plans.
         family: The classic commands' `--model_type`.
         summary: One line for `distillab list models`.
+        parameters: Of the model for ten classes.
+        macs: Multiply-accumulates of one image, for ten classes.
         builder: "package.module:function", or the function: called with `num_classes`, returns the module.
         input_size: Height and width of the images it takes, in pixels.
         hint_layer: The layer that FitNets-like methods read where none is named.
@@ -33,33 +36,36 @@ class ModelInfo:
     """
 
     name: str
-    role: Literal["teacher", "assistant", "student"]
+    role: Role
     family: Literal["normal", "resnet"]
     summary: str
+    parameters: int
+    macs: int
     builder: str | Callable[..., nn.Module]
     input_size: int = 32
     hint_layer: str | None = None
     output: Callable[[Any], Tensor] | None = None
 
 
-def _cnn(name: str, role: Literal["teacher", "assistant", "student"], summary: str) -> ModelInfo:
-    return ModelInfo(name, role, "normal", summary, f"distillab.models.plain_cnn:{name}", hint_layer="pool2")
+def _cnn(name: str, role: Role, parameters: int, macs: int, summary: str) -> ModelInfo:
+    builder = f"distillab.models.plain_cnn:{name}"
+    return ModelInfo(name, role, "normal", summary, parameters, macs, builder, hint_layer="pool2")
 
 
-def _resnet(name: str, role: Literal["teacher", "assistant", "student"], summary: str) -> ModelInfo:
+def _resnet(name: str, role: Role, parameters: int, macs: int, summary: str) -> ModelInfo:
     builder = f"distillab.models.bottleneck_resnet:{name}"
-    return ModelInfo(name, role, "resnet", summary, builder, hint_layer="hint_pool")
+    return ModelInfo(name, role, "resnet", summary, parameters, macs, builder, hint_layer="hint_pool")
 
 
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
-        _cnn("cnn8", "teacher", "plain CNN, 4 stages of 2 convolutions, widths 64 to 512, dropout"),
-        _cnn("cnn12", "assistant", "plain CNN, 4 stages of 3 convolutions, widths 32 to 256"),
-        _cnn("cnn16", "student", "plain CNN, 4 stages of 4 convolutions, widths 16 to 128"),
-        _resnet("resnet50", "teacher", "bottleneck ResNet, 3-4-6-3 blocks, base width 64, dropout"),
-        _resnet("resnet71", "assistant", "bottleneck ResNet, 4-6-9-4 blocks, base width 32, dropout"),
-        _resnet("resnet98", "student", "bottleneck ResNet, 6-8-12-6 blocks, base width 16, dropout"),
+        _cnn("cnn8", "teacher", 4_756_170, 164_553_984, "plain CNN, 4 stages of 2 convolutions, widths 64 to 512, dropout"),
+        _cnn("cnn12", "assistant", 1_993_162, 71_863_552, "plain CNN, 4 stages of 3 convolutions, widths 32 to 256"),
+        _cnn("cnn16", "student", 705_402, 25_762_560, "plain CNN, 4 stages of 4 convolutions, widths 16 to 128"),
+        _resnet("resnet50", "teacher", 23_520_842, 1_297_829_888, "bottleneck ResNet, 3-4-6-3 blocks, base width 64, dropout"),
+        _resnet("resnet71", "assistant", 8_015_018, 449_685_504, "bottleneck ResNet, 4-6-9-4 blocks, base width 32, dropout"),
+        _resnet("resnet98", "student", 2_831_578, 152_753_152, "bottleneck ResNet, 6-8-12-6 blocks, base width 16, dropout"),
     )
 }
 
