@@ -9,10 +9,12 @@ from distillab.errors import ConfigError, ShapeError
 from distillab.execution import Workplace, carry_out, planned_stages, train_alone
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.catalog import build_model
+from distillab.models.classifier import set_normalization
 from distillab.runtime.device import choose_compute
 from distillab.runtime.reproducibility import seeded
 from distillab.scene import build_feed
 from distillab.stages import PLANS, Stage, find_plan
+from distillab.training.averaging import MovingAverage
 from distillab.training.optimizer import make_optimizer
 from distillab.training.step import Learner, Step, trainable
 from distillab.training.trainer import fit
@@ -150,6 +152,58 @@ def test_answers_from_memory_give_the_same_student_to_the_last_bit():
     assert asked == len(memory) == 2 * place.feed.training.steps_per_epoch
     assert same(results["live"], results["asked"])
     assert same(results["live"], results["remembered"])
+
+
+def test_memory_never_answers_for_another_teacher():
+    memory = LogitsMemory()
+    config, place = scene(method="st")
+    place = Workplace(place.feed, config.seed, COMPUTE, memory=memory)
+    for changed in ("nothing", "a weight", "normalisation"):
+        models = {role: new(role) for role in ("teacher", "student")}
+        if changed == "a weight":
+            with torch.no_grad():
+                models["teacher"].inner.head.bias[0] += 1e-3
+        elif changed == "normalisation":
+            set_normalization(models["teacher"], (0.5,) * 3, (0.2,) * 3)
+        known = len(memory)
+        carry_out(find_plan("st"), config.distill, models=models, regimes={"student": regime_of(config)}, place=place)
+        assert len(memory) == known + 2 * place.feed.training.steps_per_epoch, changed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_on_a_gpu_never_waits(name):
+    compute = choose_compute("cuda")
+    config = resolve_distill(
+        {
+            **tiny.RECIPE,
+            "optimizer": {"name": name, "learning_rate": 0.01},
+            "augment": {"crop_padding": 2, "mixup": 0.5},
+        },
+        {"training": {"gradient_clip": 1.0, "ema_decay": 0.9}},
+    )
+    feed = build_feed(config, tiny.dataset(), tiny.SIZE, compute)
+    place = Workplace(feed, 0, compute)
+    models = {role: new(role) for role in ("teacher", "student")}
+    regime = regime_of(config)
+    stage = next(planned_stages(find_plan("st"), {}, models=models, regimes={"student": regime}, place=place))
+    step = Step(
+        stage.learner.train(),
+        method=stage.method,
+        guidance=stage.guidance,
+        optimizer=make_optimizer(trainable(stage.learner), regime.optimizer),
+        gradient_clip=1.0,
+        average=MovingAverage(stage.learner.student, 0.9),
+        compute=compute,
+    )
+    progress = torch.zeros((), device=compute.device)
+    for epoch in range(2):  # tables and state are made in the first
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")
+        try:
+            for number, batch in enumerate(feed.training.epoch(epoch)):
+                step(batch, number=number, step=number, progress=progress)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from distillab.errors import ConfigError, ShapeError
@@ -259,7 +258,6 @@ def _guidance(
     return RememberedTeacher(live, place.memory, signature)
 
 
-@torch.no_grad()
 def _check_classes(teacher: nn.Module, place: Workplace) -> None:
     known = getattr(teacher, "num_classes", None)
     if known is not None and known != place.feed.num_classes:

@@ -66,7 +66,9 @@ def test_the_learning_rate_takes_effect():
 def test_long_gradients_are_shortened_and_short_ones_left():
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    clip_gradients([parameter], 1.0)
+    assert clip_gradients([parameter], None).item() == pytest.approx(5.0)
+    assert parameter.grad.tolist() == [3.0, 4.0]
+    assert clip_gradients([parameter], 1.0).item() == pytest.approx(5.0)
     assert parameter.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-4)
     parameter.grad = torch.tensor([0.3, 0.4])
     clip_gradients([parameter], 1.0)

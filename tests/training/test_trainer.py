@@ -66,8 +66,9 @@ def test_the_reported_loss_is_the_mean_over_the_epochs_samples():
 def test_accuracy_counts_the_samples_that_were_trained_on_and_no_others():
     tally = Tally(torch.device("cpu"))
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
-    tally.add({"labels": torch.ones(3)}, logits, torch.tensor([0, 1, 1]), 0)
-    tally.add({"labels": torch.zeros(1)}, logits[:1], torch.tensor([[0.9, 0.1]]), 1)
+    norm = torch.ones(())
+    tally.add({"labels": torch.ones(3)}, norm, logits, torch.tensor([0, 1, 1]), 0)
+    tally.add({"labels": torch.zeros(1)}, norm, logits[:1], torch.tensor([[0.9, 0.1]]), 1)
     found = tally.read()
     assert found["train_top1"] == pytest.approx(3 / 4)
     assert found["loss"] == pytest.approx(3 / 4)
@@ -92,9 +93,27 @@ def test_the_first_bad_step_is_found_even_when_read_late():
     tally = Tally(torch.device("cpu"))
     good, bad = torch.ones(2), torch.tensor([1.0, float("nan")])
     for step, (a, b) in enumerate([(good, good), (good, bad), (bad, bad)]):
-        tally.add({"a": a, "b": b}, None, torch.zeros(2, dtype=torch.long), step)
-    assert tally.first_bad() == ("b", 1)
+        tally.add({"a": a, "b": b}, torch.ones(()), None, torch.zeros(2, dtype=torch.long), step)
+    assert tally.first_bad() == ("the loss term 'b'", 1)
     assert tally.found_inf.item() == 1.0
+
+
+def test_a_bad_gradient_of_a_good_loss_is_caught_too():
+    """The square root's slope is infinite at zero, and zero times it is NaN."""
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(1, 3))
+
+        def forward(self, images):
+            return images.mean(dim=(2, 3)) * (self.scale * self.scale).sqrt()
+
+    stage, feed, regime = ready()
+    stage.learner.student = Root()
+    with pytest.raises(NonFiniteLossError, match="the gradient became NaN"):
+        train(stage, feed, regime)
+    assert torch.equal(stage.learner.student.scale, torch.zeros(1, 3))
 
 
 def test_early_stopping_returns_the_best_weights_not_the_last():
@@ -142,14 +161,17 @@ def test_with_a_moving_average_the_student_ends_with_it():
     assert torch.allclose(a, b, atol=0.2)
 
 
-def test_batchnorm_statistics_are_the_plain_mean_over_the_images_dropout_off():
+@pytest.mark.parametrize("sizes", [(8, 8, 8), (8, 2), (8, 1)])
+def test_batchnorm_statistics_are_the_mean_over_the_images_dropout_off(sizes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
-    batches = [torch.rand(8, 3, 4, 4) for _ in range(3)]
+    batches = [torch.rand(size, 3, 4, 4) * (k + 1) for k, size in enumerate(sizes)]
     recalibrate_batchnorm(model, batches, COMPUTE)
     norm = model[1]
-    mean = torch.stack([b.mean(dim=(0, 2, 3)) for b in batches]).mean(dim=0)
-    var = torch.stack([b.transpose(0, 1).flatten(1).var(dim=1) for b in batches]).mean(dim=0)
+    counted = [b for b in batches if len(b) > 1]
+    num_images = sum(len(b) for b in counted)
+    mean = sum(len(b) * b.mean(dim=(0, 2, 3)) for b in counted) / num_images
+    var = sum(len(b) * b.transpose(0, 1).flatten(1).var(dim=1) for b in counted) / num_images
     assert torch.allclose(norm.running_mean, mean, atol=1e-6)
     assert torch.allclose(norm.running_var, var, atol=1e-6)
     assert norm.momentum == 0.1

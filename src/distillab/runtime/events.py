@@ -16,7 +16,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins: `title` such as "student by st" or "assistant by st (hint)"."""
+    """A stage begins: `title` such as "student by st" or "assistant by multi (hint)"."""
 
     title: str
     role: str

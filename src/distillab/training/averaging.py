@@ -13,7 +13,7 @@ from distillab.runtime.device import Compute
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights; its BatchNorm statistics are the latest.
+    """Exponential moving average of a model's weights, and of its BatchNorm statistics along with them.
 
     average <- decay * average + (1 - decay) * weights, with a decay that starts at 1/2 and rises to `decay`, so that
     the first, random weights are soon forgotten.
@@ -33,10 +33,14 @@ class MovingAverage:
         """Take in the weights after a step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (3 + self.num_updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
-        own, latest = list(self.model.buffers()), list(model.buffers())
-        if own:
-            torch._foreach_copy_(own, latest)
+        own = [*self.model.parameters(), *self.model.buffers()]
+        latest = [*model.parameters(), *model.buffers()]
+        pairs = list(zip(own, latest, strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1.0 - decay)
+        for count, current in pairs:
+            if not count.is_floating_point():  # BatchNorm counts its batches
+                count.copy_(current)
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -56,7 +60,7 @@ def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: C
 
     Args:
         model: Changed in its statistics only; its training mode is left as it was.
-        images: Batches [N, 3, H, W]; statistics are the plain mean over them.
+        images: Batches [N, 3, H, W], of any sizes: statistics are the mean over batches, weighted by their images.
         compute: Precision to run in.
     """
     norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
@@ -65,9 +69,14 @@ def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: C
         with evaluation_mode(model):
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # torch's word for a cumulative mean
                 norm.train()
+            num_seen = 0
             for batch in images:
+                if len(batch) == 1 and num_seen:
+                    continue  # one image has no variance where a map has shrunk to one pixel
+                num_seen += len(batch)
+                for norm in norms:
+                    norm.momentum = len(batch) / num_seen
                 with compute.autocast():
                     model(batch)
     finally:

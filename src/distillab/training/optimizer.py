@@ -43,6 +43,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         rate.fill_(value)
 
 
-def clip_gradients(parameters: list[nn.Parameter], largest_norm: float) -> None:
-    """Shorten the gradient to `largest_norm` where it is longer; nothing waits for the device."""
-    nn.utils.clip_grad_norm_(parameters, largest_norm, foreach=True)
+def clip_gradients(parameters: list[nn.Parameter], largest_norm: float | None) -> Tensor:
+    """Shorten the gradient to `largest_norm` where it is longer; nothing waits for the device.
+
+    Args:
+        parameters: Those that learn; ones without a gradient do not count.
+        largest_norm: Euclidean norm over all of them; None: the gradient stays as it is.
+
+    Returns:
+        [] its norm before: not finite where any part of it is not.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if largest_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm, foreach=True)
+    return norm

@@ -54,7 +54,7 @@ class Learner(nn.Module):
 class Tally:
     """Sums over the steps since the last reading, kept on the device and read in one go.
 
-    Also the latch of bad numbers: which term was the first to be NaN or infinite, and at which step.
+    Also the latch of bad numbers: which term, or the gradient, was the first to be NaN or infinite, and at which step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,14 +71,16 @@ class Tally:
         self.scored = False
 
     @torch.no_grad()
-    def add(self, terms: dict[str, Tensor], logits: Tensor | None, labels: Tensor, step: int) -> None:
-        """Take in a step's terms (each [N] or []) and count right answers."""
+    def add(
+        self, terms: dict[str, Tensor], gradient_norm: Tensor, logits: Tensor | None, labels: Tensor, step: int
+    ) -> None:
+        """Take in a step's terms (each [N] or []) and its gradient's norm ([]), and count right answers."""
         size = labels.shape[0]
         means = torch.stack([term.detach().float().mean() for term in terms.values()])  # [number of terms]
         if not self.names:
             self.names = tuple(terms)
-            self.bad_steps = torch.full((len(terms),), -1, device=self.device)
-        bad = ~torch.isfinite(means)
+            self.bad_steps = torch.full((len(terms) + 1,), -1, device=self.device)
+        bad = ~torch.isfinite(torch.cat([means, gradient_norm[None]]))
         self.bad_steps = torch.where(bad & (self.bad_steps < 0), step, self.bad_steps)
         self.found_inf.copy_(torch.maximum(self.found_inf, bad.any()))
         self.sums = means * size if self.sums is None else self.sums + means * size
@@ -103,12 +105,15 @@ class Tally:
         return values
 
     def first_bad(self) -> tuple[str, int] | None:
-        """The term that was the first to be NaN or infinite, and the step; this waits for the device."""
+        """What was the first to be NaN or infinite ("the loss term 'labels'", "the gradient"), and at which step.
+
+        This waits for the device.
+        """
         if not self.names or self.found_inf.item() == 0:
             return None
-        steps = self.bad_steps.tolist()
-        name, step = min(((n, s) for n, s in zip(self.names, steps, strict=True) if s >= 0), key=lambda pair: pair[1])
-        return name, step
+        names = [*(f"the loss term '{name}'" for name in self.names), "the gradient"]
+        steps = zip(names, self.bad_steps.tolist(), strict=True)
+        return min(((name, step) for name, step in steps if step >= 0), key=lambda pair: pair[1])
 
 
 class Step:
@@ -162,9 +167,8 @@ class Step:
         loss = torch.stack([term.mean() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.tally.add(terms, output.logits, batch.labels, step)
-        if self.gradient_clip is not None:
-            clip_gradients(trainable(self.learner), self.gradient_clip)
+        norm = clip_gradients(trainable(self.learner), self.gradient_clip)
+        self.tally.add(terms, norm, output.logits, batch.labels, step)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.learner.student)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distillab.data.batches import Batch, LoaderBatches, TrainingBatches
 from distillab.errors import NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation, evaluate
+from distillab.guidance.cache import RememberedTeacher
 from distillab.guidance.live import Guidance
 from distillab.methods.base import Method
 from distillab.runtime.device import Compute
@@ -40,7 +41,8 @@ class Feed:
         training: What is learnt from.
         validation: What choices are made by; None: none are made.
         test: Read once, after the last step; None: not at all.
-        statistics: Training images as they are, for BatchNorm; None: their statistics stay as training left them.
+        statistics: Training images for BatchNorm, as they are (a user's loader: as it gives them); None: statistics
+            stay as training left them.
         num_classes: C.
         image_size: Side in pixels.
         signature: Names all that the content of training batches depends on; "" where that is not known.
@@ -146,7 +148,8 @@ def fit(
         What was done.
 
     Raises:
-        NonFiniteLossError: A loss term became NaN or infinite; the weights are those before that step.
+        NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
+            before that step (BatchNorm's running statistics have seen its batch).
     """
     started = time.perf_counter()
     student = stage.learner.student
@@ -166,18 +169,20 @@ def fit(
     )
     judged = average.model if average else student
     watch = _Watch(stage, feed, compute, patience=regime.training.early_stop_patience)
-    with isolated_generators(compute.device):
-        for epoch in range(1, stage.epochs + 1):
-            values = _run_epoch(stage, step, feed, regime, epoch, seed, compute, observer)
-            values |= watch.look(judged, epoch)
-            stage.history.append(values)
-            if record is not None:
-                record({"stage": stage.title, "role": stage.role, "epoch": epoch, **values})
-            observer(EpochEnded(stage.title, epoch, stage.epochs, values))
-            if watch.patience_is_over(epoch):
-                break
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    try:
+        with isolated_generators(compute.device):
+            for epoch in range(1, stage.epochs + 1):
+                values = _run_epoch(stage, step, feed, regime, epoch, seed, compute, observer)
+                values |= watch.look(judged, epoch)
+                stage.history.append(values)
+                if record is not None:
+                    record({"stage": stage.title, "role": stage.role, "epoch": epoch, **values})
+                observer(EpochEnded(stage.title, epoch, stage.epochs, values))
+                if watch.patience_is_over(epoch):
+                    break
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
     if average is not None:
         student.load_state_dict(average.model.state_dict())
     if watch.patience is not None and watch.best is not None:
@@ -199,7 +204,7 @@ def fit(
 
 
 def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> float:
-    """Wall time of one step, estimated from a small batch on copies of what would learn.
+    """Wall time of one step, measured on copies of what would learn; on a CPU with a part of a batch.
 
     Args:
         stage: Ready to run; it stays as it is.
@@ -211,14 +216,16 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
     step = Step(
         learner,
         method=stage.method,
-        guidance=stage.guidance,
+        # A part of a batch is not to be remembered as the whole.
+        guidance=stage.guidance.live if isinstance(stage.guidance, RememberedTeacher) else stage.guidance,
         optimizer=make_optimizer(trainable(learner), regime.optimizer),
         gradient_clip=regime.training.gradient_clip,
         average=None,
         compute=compute,
     )
     batch = next(iter(feed.training.epoch(0)))
-    few = replace(batch, images=batch.images[:_TRIAL_IMAGES], labels=batch.labels[:_TRIAL_IMAGES], indices=None)
+    count = len(batch.labels) if compute.device.type == "cuda" else _TRIAL_IMAGES
+    few = replace(batch, images=batch.images[:count], labels=batch.labels[:count], indices=None)
     progress = torch.zeros((), device=compute.device)
     started = 0.0
     with isolated_generators(compute.device):
@@ -268,9 +275,9 @@ def _run_epoch(
 def _stop_on_bad_numbers(stage: Stage, step: Step, steps_per_epoch: int) -> None:
     bad = step.tally.first_bad()
     if bad is not None:
-        term, number = bad
+        what, number = bad
         raise NonFiniteLossError(
-            f"the loss term '{term}' became NaN or infinite",
+            f"{what} became NaN or infinite",
             where=f"{stage.title}, epoch {number // steps_per_epoch + 1}, step {number + 1}",
             hint="lower optimizer.learning_rate, or set training.gradient_clip, say 1.0",
         )
