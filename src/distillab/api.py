@@ -8,7 +8,8 @@
     print(result.test.top1)
 
 Nothing is printed or written. Settings are those of a recipe: `epochs`, `batch_size` and `learning_rate` by name, all
-others as `training={...}`, `optimizer={...}`, `schedule={...}`, `augment={...}`, `split={...}`.
+others as `training={...}`, `optimizer={...}`, `schedule={...}`, `augment={...}`, `split={...}`. One that has no effect
+is refused: a loader makes its own batches, and data that are given need no opening.
 """
 
 from __future__ import annotations
@@ -21,23 +22,29 @@ import torch
 from torch import nn
 
 from distillab.config import RunConfig, check, merged, regime_of
-from distillab.data.batches import LoaderBatches
+from distillab.data.batches import Batch, EvaluationBatches, LoaderBatches
 from distillab.data.dataset import Dataset
-from distillab.errors import ConfigError
+from distillab.errors import ConfigError, ShapeError
 from distillab.evaluation.evaluate import Evaluation
 from distillab.evaluation.evaluate import evaluate as evaluate_batches
 from distillab.execution import Trained, Workplace, carry_out, train_alone
-from distillab.models.classifier import IDENTITY, Classifier, set_normalization
+from distillab.models.classifier import IDENTITY, Classifier, evaluation_mode, set_normalization
+from distillab.models.features import forward_features
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Observer, silent
 from distillab.scene import build_feed
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
+from distillab.tensors import check_logits
 from distillab.training.config import Role
 from distillab.training.trainer import Feed, StageReport
 
 Loader = Any
 """Whatever `LoaderBatches` takes: an iterable with a length that gives (images, labels)."""
+
+_OPENING = ("data_dir", "offline", "split.test_fraction")
+_BATCHING = ("image_size", "split", "augment", "training.batch_size", "training.label_smoothing")
+_EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -82,18 +89,20 @@ def train(
         validation: A loader, where `data` is one; a data set brings its own.
         test: A loader, where `data` is one; a data set brings its own.
         role: Named in the log, and part of what seeds dropout.
-        seed: Of order, augmentation and dropout. Initial weights are the model's.
+        seed: Of order, augmentation and dropout, a loader's draws from torch's global generator included. Initial
+            weights are the model's.
         device: See `RunConfig.device`.
         observer: Is told of progress.
         **settings: Of the recipe; see above.
 
     Raises:
-        DistillabError: Of the kinds in `errors.py`.
+        ConfigError: Unknown setting, or one without effect on such data.
+        DistillabError: Of the other kinds in `errors.py`.
     """
     config = _config(settings, seed, device)
     compute = choose_compute(config.device, config.training.precision)
     with cpu_threads(config.threads):
-        feed = _feed(data, validation, test, [model], config, compute)
+        feed = _feed(data, validation, test, {"model": model}, config, compute)
         place = Workplace(feed, seed, compute, observer)
         return _result(train_alone(model, regime_of(config), place, role=role), feed, compute)
 
@@ -116,7 +125,8 @@ def distill(
     """Distil a teacher into a student.
 
     Args:
-        teacher: A trained model; it is left as it is, to the last bit of its statistics.
+        teacher: A trained model. It is moved to the device, and left as it is otherwise: parameters, statistics, the
+            mode of every module.
         student: Trained in place.
         data: A `Dataset`, or a loader of (images, labels).
         method: A plan of `distillab list methods`.
@@ -124,13 +134,15 @@ def distill(
         options: The method's own settings, such as {"temperature": 2.0}.
         validation: A loader, where `data` is one; a data set brings its own.
         test: A loader, where `data` is one; a data set brings its own.
-        seed: Of order, augmentation, dropout and adapters. Initial weights are the models'.
+        seed: Of order, augmentation, dropout and adapters, a loader's draws from torch's global generator included.
+            Initial weights are the models'.
         device: See `RunConfig.device`.
         observer: Is told of progress.
         **settings: Of the recipe; see above.
 
     Raises:
-        ConfigError: Unknown method or setting, or an assistant that is missing or has no part in the plan.
+        ConfigError: Unknown method or setting, a setting without effect on such data, or an assistant that is missing
+            or has no part in the plan.
         DistillabError: Of the other kinds in `errors.py`.
     """
     config = _config(settings, seed, device)
@@ -142,9 +154,8 @@ def distill(
             raise ConfigError(f"'{plan.name}' has no assistant", where="assistant", hint="leave it out, or use takd")
         models["assistant"] = assistant
     compute = choose_compute(config.device, config.training.precision)
-    with cpu_threads(config.threads):
-        learning = [model for role, model in models.items() if role != "teacher"]
-        feed = _feed(data, validation, test, learning, config, compute)
+    with cpu_threads(config.threads), evaluation_mode(teacher):
+        feed = _feed(data, validation, test, models, config, compute)
         regime = regime_of(config)
         place = Workplace(feed, seed, compute, observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
@@ -160,26 +171,40 @@ def evaluate(
     data: Dataset | Loader,
     *,
     teacher: nn.Module | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """Measure a model on the test images of a data set, or on a loader's images.
 
     Args:
-        model: Any module that maps images in [0, 1] to logits.
-        data: A `Dataset` (its test images are read), or a loader.
-        teacher: To compare with, or None.
-        batch_size: Images at once, for a data set.
+        model: Any module that maps images in [0, 1] to logits; moved to the device.
+        data: A `Dataset` (its test images are read, at the models' size), or a loader.
+        teacher: To compare with, or None; moved to the device.
+        batch_size: Images at once, for a data set; 512 if not given.
         device: See `RunConfig.device`.
+
+    Raises:
+        ConfigError: A batch size below 1, or one for a loader.
+        DistillabError: Of the other kinds in `errors.py`.
     """
-    config = validated(RunConfig, {"device": device, "training": {"batch_size": batch_size}})
     compute = choose_compute(device)
-    feed = _feed(data, None, data, [], config, compute)
-    assert feed.test is not None
-    for one in (model, teacher):
-        if one is not None:
-            one.to(compute.device)
-    return evaluate_batches(model, feed.test, teacher=teacher, autocast_dtype=compute.autocast_dtype)
+    models = {"model": model} if teacher is None else {"model": model, "teacher": teacher}
+    batches: EvaluationBatches | LoaderBatches
+    if isinstance(data, Dataset):
+        batches = EvaluationBatches(
+            data.test.images,
+            data.test.labels,
+            batch_size=_EVALUATION_BATCH if batch_size is None else batch_size,
+            device=compute.device,
+            image_size=_image_size(models, data),
+        )
+    elif batch_size is not None:
+        raise _without_effect("batch_size", "a loader makes its own batches")
+    else:
+        batches = LoaderBatches(data, device=compute.device)
+    for one in models.values():
+        one.to(compute.device)
+    return evaluate_batches(model, batches, teacher=teacher, autocast_dtype=compute.autocast_dtype)
 
 
 def _config(settings: Mapping[str, Any], seed: int, device: str) -> RunConfig:
@@ -195,36 +220,104 @@ def _feed(
     data: Dataset | Loader,
     validation: Loader | None,
     test: Loader | None,
-    models: list[nn.Module],
+    models: Mapping[Any, nn.Module],
     config: RunConfig,
     compute: Compute,
 ) -> Feed:
+    """The images of a training, for models by the names that messages give them."""
+    _refuse_without_effect(config, is_loader=not isinstance(data, Dataset))
     if isinstance(data, Dataset):
-        for model in models:
-            if isinstance(model, Classifier) and model.normalize.statistics == IDENTITY:
+        for name, loader in (("validation", validation), ("test", test)):
+            if loader is not None:
+                raise _without_effect(name, "a data set brings its own images")
+        for name, model in models.items():
+            if name != "teacher" and isinstance(model, Classifier) and model.normalize.statistics == IDENTITY:
                 set_normalization(model, data.mean, data.std)
-        sizes = {model.image_size for model in models if isinstance(model, Classifier)}
-        size = config.image_size or (sizes.pop() if len(sizes) == 1 else data.image_size)
-        return build_feed(config, data, size, compute)
-    training = LoaderBatches(data, device=compute.device)
-    first = next(iter(training))
+        feed = build_feed(config, data, config.image_size or _image_size(models, data), compute)
+    else:
+        feed = _loaders_feed(data, validation, test, models, config.seed, compute)
+    if config.training.early_stop_patience is not None and feed.validation is None:
+        raise ConfigError(
+            "early stopping needs validation images",
+            where="training.early_stop_patience",
+            hint="give more of them: a loader as `validation`, or a larger split.validation_fraction of a data set",
+        )
+    return feed
+
+
+def _refuse_without_effect(config: RunConfig, *, is_loader: bool) -> None:
+    reasons = {"output": "nothing is written", **dict.fromkeys(_OPENING, "the images are given")}
+    if is_loader:
+        reasons |= dict.fromkeys(_BATCHING, "a loader makes its own batches, images and labels")
+    for section, given in config.model_dump(exclude_unset=True).items():
+        for field in [f"{section}.{name}" for name in given] if isinstance(given, dict) else [section]:
+            reason = reasons.get(field) or reasons.get(section)
+            if reason:
+                raise _without_effect(field, reason)
+
+
+def _without_effect(field: str, reason: str) -> ConfigError:
+    return ConfigError(f"{field} has no effect: {reason}", where=field, hint="leave it out")
+
+
+def _image_size(models: Mapping[Any, nn.Module], data: Dataset) -> int:
+    """The side of the images that the models take; the data's, where no model says."""
+    sizes = {name: model.image_size for name, model in models.items() if isinstance(model, Classifier)}
+    if len(set(sizes.values())) > 1:
+        raise ShapeError(
+            f"the models take images of different sizes: {sizes}",
+            where="image_size",
+            hint="build them for one size: build_model(..., image_size=...)",
+        )
+    return next(iter(sizes.values()), data.image_size)
+
+
+def _loaders_feed(
+    data: Loader,
+    validation: Loader | None,
+    test: Loader | None,
+    models: Mapping[Any, nn.Module],
+    seed: int,
+    compute: Compute,
+) -> Feed:
+    first = next(iter(LoaderBatches(data, device=compute.device, seed=seed)))
+    num_classes = _num_classes(models, first)
+
+    def batches(loader: Loader) -> LoaderBatches:
+        return LoaderBatches(loader, device=compute.device, seed=seed, num_classes=num_classes)
+
+    training = batches(data)
     return Feed(
         training=training,
-        validation=None if validation is None else LoaderBatches(validation, device=compute.device),
-        test=None if test is None else LoaderBatches(test, device=compute.device),
+        validation=None if validation is None else batches(validation),
+        test=None if test is None else batches(test),
         statistics=training,
-        num_classes=_num_classes(first.labels, models),
+        num_classes=num_classes,
         image_size=first.images.shape[-1],
         signature="",
     )
 
 
-def _num_classes(labels: torch.Tensor, models: list[nn.Module]) -> int:
-    """C, as the loader's probabilities or the models say; a loader of integers does not tell."""
-    if labels.ndim == 2:
-        return labels.shape[1]
-    known = [m.num_classes for m in models if isinstance(m, Classifier)]
-    return known[0] if known else int(labels.max()) + 1
+def _num_classes(models: Mapping[Any, nn.Module], batch: Batch) -> int:
+    """C, as the models know it: labels of one batch may leave out the last classes."""
+    found = {name: _num_logits(model, batch.images[:1]) for name, model in models.items()}
+    if len(set(found.values())) > 1:
+        raise ShapeError(
+            f"the models know different numbers of classes: {found}",
+            where="models",
+            hint="take models of the classes that the data has",
+        )
+    return next(iter(found.values()))
+
+
+def _num_logits(model: nn.Module, images: torch.Tensor) -> int:
+    if isinstance(model, Classifier):
+        return model.num_classes
+    with evaluation_mode(model), torch.no_grad():
+        logits = forward_features(model, images.to(next(model.parameters(), images))).logits
+    assert logits is not None, "a forward pass that does not stop ends in logits"
+    check_logits(logits=logits)
+    return logits.shape[1]
 
 
 def _result(trained: Trained, feed: Feed, compute: Compute, teacher: nn.Module | None = None) -> Result:

@@ -94,3 +94,44 @@ def test_a_loader_without_a_length_or_batches_is_refused():
         LoaderBatches(iter([(IMAGES, LABELS)]), device=CPU)
     with pytest.raises(DataError, match="no batches"):
         LoaderBatches([], device=CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_order_without_a_generator_is_a_function_of_seed_and_epoch(workers):
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3, shuffle=True, num_workers=workers)
+
+    def order(seed, epoch, callers_seed):
+        torch.manual_seed(callers_seed)
+        before = torch.get_rng_state()
+        parts = [batch.images for batch in LoaderBatches(loader, device=CPU, seed=seed).epoch(epoch)]
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.cat(parts)
+
+    reference = order(0, 1, 5)
+    assert torch.equal(order(0, 1, 6), reference)
+    assert not torch.equal(order(0, 2, 5), reference)
+    assert not torch.equal(order(1, 1, 5), reference)
+
+
+def test_what_transforms_draw_does_not_hang_on_what_the_caller_draws_between_batches():
+    class Noise(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return torch.rand(3, 4, 4), index % 2
+
+    batches = LoaderBatches(DataLoader(Noise(), batch_size=2), device=CPU)
+    first_pass = [batch.images for batch in batches.epoch(0)]
+    second_pass = [(batch.images, torch.rand(3))[0] for batch in batches.epoch(0)]
+    assert all(torch.equal(a, b) for a, b in zip(first_pass, second_pass, strict=True))
+    assert not torch.equal(first_pass[0], first_pass[1])
+
+
+def test_labels_outside_the_classes_are_named_in_later_batches_too():
+    batches = LoaderBatches([(IMAGES, LABELS), (IMAGES, LABELS + 1)], device=CPU, num_classes=3)
+    with pytest.raises(DataError, match="the largest label is 3, the models know 0 to 2"):
+        list(batches.epoch(0))
+    with pytest.raises(ShapeError, match=r"\[10, 4\] for 3 classes"):
+        first((IMAGES, torch.full((10, 4), 0.25)), num_classes=3)
+    assert first((IMAGES, torch.full((10, 3), 1 / 3)), num_classes=3).labels.shape == (10, 3)

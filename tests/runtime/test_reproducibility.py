@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from distillab.runtime.reproducibility import derived_seed, isolated_generators, seeded
@@ -22,3 +23,13 @@ def test_seeded_draws_are_the_same_and_the_callers_generator_goes_on_as_if_nothi
         torch.manual_seed(99)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.gpu
+def test_seeded_leaves_the_accelerators_generator_alone():
+    torch.cuda.manual_seed(3)
+    torch.rand(2, device="cuda")
+    before = torch.cuda.get_rng_state()
+    with seeded(5, "x"):
+        torch.rand(2)
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from distillab.data.batch import UNCHANGED, Batch
 from distillab.errors import DataError, ShapeError
+from distillab.runtime.reproducibility import seeded
 
 
 class LoaderBatches:
@@ -17,7 +19,9 @@ class LoaderBatches:
 
     Order and augmentation are the loader's own: a run resumes by skipping batches, and comes out the same only if the
     loader gives the same ones again. `set_epoch` of the loader, its sampler and its batch sampler is called where
-    there is one.
+    there is one. What the loader draws from torch's global CPU generator (the order of a shuffling DataLoader without
+    a generator of its own, its workers' seeds, transforms) depends on (seed, epoch, step) alone, and the caller's
+    state of that generator stays as it is.
 
     Attributes:
         num_samples: Images in the set (`len(loader.dataset)`); None where the loader has no `dataset`.
@@ -28,12 +32,14 @@ class LoaderBatches:
             labels, indices): images [N, 3, S, S], float 0..1 or uint8 0..255; labels [N] integers or [N, C]
             probabilities; indices [N] integers.
         device: Where batches are moved to.
+        seed: Of what the loader draws from torch's global CPU generator.
+        num_classes: C, which labels are held against; None where it is not known.
 
     Raises:
         DataError: The loader has no length, or none but zero.
     """
 
-    def __init__(self, loader: Any, *, device: torch.device) -> None:
+    def __init__(self, loader: Any, *, device: torch.device, seed: int = 0, num_classes: int | None = None) -> None:
         try:
             self.steps_per_epoch = len(loader)
         except TypeError:
@@ -48,6 +54,8 @@ class LoaderBatches:
             self.num_samples = None
         self._loader = loader
         self._device = device
+        self._seed = seed
+        self._num_classes = num_classes
         self._is_checked = False
 
     def __len__(self) -> int:
@@ -65,7 +73,8 @@ class LoaderBatches:
 
         Raises:
             ShapeError: The first batch's images, labels or indices have a shape that does not work.
-            DataError: They are of a type, or in a range, that does not work.
+            DataError: They are of a type, or in a range, that does not work; or a later label is not in 0..C-1 (labels
+                that lie on an accelerator are looked at in the first batch only).
         """
         for owner in (
             self._loader,
@@ -78,9 +87,21 @@ class LoaderBatches:
         return self._batches(epoch, start_step)
 
     def _batches(self, view: int, start_step: int) -> Iterator[Batch]:
-        for step, item in enumerate(self._loader):
+        for step, item in enumerate(self._items(view)):
             if step >= start_step:
                 yield self._batch(item, view)
+
+    def _items(self, view: int) -> Iterator[Any]:
+        """What the loader gives; the caller goes on outside of the seeded regions."""
+        with seeded(self._seed, "loader", view):
+            items = iter(self._loader)
+        for step in itertools.count():
+            with seeded(self._seed, "loader", view, step):  # here too: samplers draw when first asked
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
     def _batch(self, item: Any, view: int) -> Batch:
         images, labels, indices = _parts(item)
@@ -89,7 +110,9 @@ class LoaderBatches:
             _check_images(images)
             _check_labels(labels, images)
             _check_indices(indices, images)
-            self._is_checked = True
+        if not self._is_checked or labels.device.type == "cpu":
+            _check_classes(labels, self._num_classes)
+        self._is_checked = True
         images = images.to(self._device, non_blocking=True)
         images = images / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
         labels = labels.to(self._device, non_blocking=True)
@@ -145,8 +168,28 @@ def _check_labels(labels: Any, images: Tensor) -> None:
             where=where,
             hint="give integers [N] or probabilities [N, C]",
         )
-    if labels.min() < 0:
-        raise DataError(f"the smallest label is {labels.min().item()}", where=where, hint="labels start at 0")
+
+
+def _check_classes(labels: Tensor, num_classes: int | None) -> None:
+    where = "loader: labels"
+    low, high = (value.item() for value in labels.aminmax())
+    if low < 0:
+        raise DataError(f"the smallest label is {low}", where=where, hint="labels start at 0")
+    if num_classes is None:
+        return
+    if labels.is_floating_point():
+        if labels.shape[1] != num_classes:
+            raise ShapeError(
+                f"labels have shape {list(labels.shape)} for {num_classes} classes",
+                where=where,
+                hint="give as many probabilities as the models give logits",
+            )
+    elif high >= num_classes:
+        raise DataError(
+            f"the largest label is {high}, the models know 0 to {num_classes - 1}",
+            where=where,
+            hint="give models of as many classes as the data has",
+        )
 
 
 def _check_indices(indices: Any, images: Tensor) -> None:

@@ -68,7 +68,7 @@ def evaluate(
 
     Raises:
         ConfigError: Both a teacher and its logits are given.
-        DataError: There are no batches.
+        DataError: There are no batches, they come in another order the second time, or labels are outside 0..C-1.
         ShapeError: Teacher, model and labels do not belong together.
         NonFiniteLossError: Logits are NaN or infinite.
     """
@@ -76,7 +76,13 @@ def evaluate(
         raise ConfigError("teacher and teacher_logits are both given", where="teacher", hint="leave one out")
     logits, labels = collect_logits(model, batches, autocast_dtype=autocast_dtype)
     if teacher is not None:
-        teacher_logits, _ = collect_logits(teacher, batches, autocast_dtype=autocast_dtype)
+        teacher_logits, teacher_labels = collect_logits(teacher, batches, autocast_dtype=autocast_dtype)
+        if not torch.equal(labels, teacher_labels):
+            raise DataError(
+                "the teacher was shown the images in another order than the model",
+                where="batches",
+                hint="give batches that come in the same order each time, such as a loader without shuffle",
+            )
     return evaluate_logits(logits, labels, teacher_logits)
 
 
@@ -92,11 +98,15 @@ def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
         The numbers of a table's row.
 
     Raises:
+        DataError: A label is outside 0..C-1.
         ShapeError: Logits, labels and the teacher's logits do not belong together.
         NonFiniteLossError: Logits are NaN or infinite.
     """
+    # The metrics ask for float64, which not every device has.
+    logits, labels = logits.cpu(), labels.cpu()
     check_logits(logits=logits)
     check_labels(labels, logits, mixed=False)
+    _check_range(labels, logits.shape[1])
     _check_finite("the model", logits)
     own = Evaluation(
         num_samples=len(labels),
@@ -105,7 +115,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
         nll=metrics.negative_log_likelihood(logits, labels).item(),
         ece=metrics.expected_calibration_error(logits, labels).item(),
     )
-    return own if teacher_logits is None else _compared(own, logits, teacher_logits, labels)
+    return own if teacher_logits is None else _compared(own, logits, teacher_logits.cpu(), labels)
 
 
 def collect_logits(
@@ -158,6 +168,16 @@ def _compared(own: Evaluation, logits: Tensor, teacher_logits: Tensor, labels: T
         teacher_divergence=metrics.divergence(logits, teacher_logits).item(),
         top1_where_teacher_wrong=None if where_wrong.isnan() else where_wrong.item(),
     )
+
+
+def _check_range(labels: Tensor, num_classes: int) -> None:
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"labels run from {low} to {high}, the model knows 0 to {num_classes - 1}",
+            where="labels",
+            hint="give a model of as many classes as the data has",
+        )
 
 
 def _check_finite(role: str, logits: Tensor) -> None:

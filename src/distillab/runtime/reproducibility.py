@@ -32,7 +32,8 @@ def isolated_generators(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Draw initial weights and the like from a seed of their own (see `derived_seed`)."""
+    """Draw initial weights and the like from a seed of their own (see `derived_seed`), on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(*parts))
+        # Not torch.manual_seed: it would reseed the accelerators, whose state is not put back.
+        torch.default_generator.manual_seed(derived_seed(*parts))
         yield

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from distillab.errors import ConfigError
 from distillab.training.config import OptimizerConfig
 
 
@@ -19,8 +20,17 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
     Args:
         parameters: Those that learn.
         config: Kind and values.
+
+    Raises:
+        ConfigError: All of them are frozen, or there are none.
     """
     wanted = [p for p in parameters if p.requires_grad]
+    if not wanted:
+        raise ConfigError(
+            "there is nothing to train: no parameter asks for a gradient",
+            where="model",
+            hint="requires_grad_(True) for what shall learn",
+        )
     device = wanted[0].device
     groups = [
         {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
