@@ -98,6 +98,17 @@ def test_another_method_by_flag_drops_the_recipes_settings_that_are_not_its_own(
         ),
         ({"alone": {"optimizer": {"nam": "sgd"}}}, "optimizer.nam", "name"),
         ({"method": "mbd-hard", "distill": {"delta": 0.2}}, None, None),
+        ({"training": {"gradient_clip": float("inf")}}, "training.gradient_clip", None),
+        ({"role": "teacher", "model": "cnn8"}, "recipe: role, model", "--teacher"),
+        (
+            {
+                "method": "custom",
+                "training": {"stage_epochs": "each"},
+                "stages": [{"method": "hint", "share": 0.5}, {"method": "soft_target"}],
+            },
+            "stages",
+            "stage_epochs",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_by_name(values, field, hint, tmp_path):
@@ -109,6 +120,43 @@ def test_impossible_settings_are_refused_by_name(values, field, hint, tmp_path):
         assert field in (caught.value.where or "")
     if hint:
         assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "values", [{"method": "zzz"}, {"distill": {"temprature": 2}}, {"method": "mbd-hard", "distill": {"delta": 0.2}}]
+)
+def test_a_wrong_method_in_a_recipe_is_refused_by_every_verb(values):
+    for resolve in (cfg.resolve_train, cfg.resolve_distill):
+        with pytest.raises(ConfigError):
+            resolve(values, {})
+
+
+def test_the_run_folder_of_a_model_alone_is_no_recipe_for_distilling(tmp_path):
+    (tmp_path / "config.toml").write_text(cfg.to_toml(cfg.resolve_train({}, {"role": "teacher", "model": "cnn12"})))
+    recipe = cfg.load_recipe(str(tmp_path))
+    assert cfg.resolve_train(recipe, {}).model == "cnn12"
+    with pytest.raises(ConfigError, match="distillab train"):
+        cfg.resolve_distill(recipe, {})
+
+
+def test_how_a_teacher_would_be_trained_does_not_matter_where_it_is_loaded(tmp_path):
+    recipe = {"alone": {"training": {"early_stop_patience": 3}}, "split": {"validation_fraction": 0.0}}
+    with pytest.raises(ConfigError, match="early stopping"):
+        cfg.resolve_distill(recipe, {})
+    assert cfg.resolve_distill(recipe, {"teacher": str(tmp_path)}).teacher == str(tmp_path)
+
+
+def test_a_recipes_setting_that_a_flag_makes_idle_is_taken_away_by_none():
+    recipe = cfg.load_recipe("cifar10-cnn-classic")
+    with pytest.raises(ConfigError) as caught:
+        cfg.resolve_train(recipe, {"schedule": {"name": "cosine"}})
+    assert caught.value.where == "schedule.milestones"
+    assert "--schedule.milestones=none --schedule.factor=none" in caught.value.hint
+    gone = {"schedule": {"name": "cosine", "milestones": None, "factor": None}}
+    assert cfg.resolve_train(recipe, gone).schedule.name == "cosine"
+    with pytest.raises(ConfigError) as caught:
+        cfg.resolve_train(recipe, {"schedule": {"name": "cosine", "milestones": (3,), "factor": None}})
+    assert "leave it out" in caught.value.hint
 
 
 def test_code_in_a_recipe_needs_permission(tmp_path):

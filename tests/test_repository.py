@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "__init__"],
     ["settings", "tensors", "outside_code", "runtime.events", "runtime.files"],
     ["data.config", "training.config"],
-    ["methods.base"],
+    ["methods.base", "models.catalog"],
     ["stages"],
     ["config"],
     ["runtime"],

@@ -138,7 +138,8 @@ def train_kd(
         raise CheckpointError(
             "the teacher's weights are not there", where=str(weights), hint=flags.train_command("teacher")
         )
-    config = resolve_distill(flags.recipe(), {**flags.values(), "method": kd, "teacher": str(weights)})
+    # An absolute path: a file that is called like a model is a file all the same.
+    config = resolve_distill(flags.recipe(), {**flags.values(), "method": kd, "teacher": str(weights.absolute())})
     _check_writable(flags.file("student", kd))
     flags.check_classes(config)
     from distillab.run import run_distill

@@ -11,10 +11,11 @@ import tomli_w
 from pydantic import Field
 
 from distillab.data.config import AugmentConfig, SplitConfig
-from distillab.errors import ConfigError, nearest
+from distillab.errors import CheckpointError, ConfigError, nearest
+from distillab.models.catalog import MODELS
 from distillab.outside_code import names_code
 from distillab.settings import Section, validated
-from distillab.stages import Stage, find_plan, plan_options, stage_method
+from distillab.stages import Plan, Stage, find_plan, plan_options, stage_method
 from distillab.training.config import OptimizerConfig, Regime, Role, ScheduleConfig, TrainingConfig
 
 
@@ -87,6 +88,7 @@ class DistillConfig(RunConfig):
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Values = Mapping[str, Any]
 
+_OF_ONE_MODEL = ("role", "model")  # what a `TrainConfig` has and a `DistillConfig` has not
 _RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -168,12 +170,16 @@ def resolve_train(recipe: Values, flags: Values) -> TrainConfig:
     """
     values = merged(recipe, flags)
     role = values.get("role", "student")
-    whole = {key: value for key, value in values.items() if key in DistillConfig.model_fields}
-    settings = settings_of(alone(validated(DistillConfig, whole), role))
+    whole = {key: value for key, value in values.items() if key not in _OF_ONE_MODEL}
+    config = validated(DistillConfig, whole)
+    plan = find_plan(config.method, config.stages)
+    if config.distill:  # of no use here, but a wrong name is wrong for every verb
+        _options(plan, config)
+    settings = settings_of(alone(config, role))
     named = {"role": role, "model": values.get("model") or settings.get(role, "")}
     own = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
     mine = {key: value for key, value in flags.items() if key in TrainConfig.model_fields}
-    return check(validated(TrainConfig, merged({**own, **named}, mine)))
+    return check(validated(TrainConfig, merged({**own, **named}, mine)), given=flags)
 
 
 def alone(config: DistillConfig, role: Role) -> DistillConfig:
@@ -202,10 +208,17 @@ def resolve_distill(recipe: Values, flags: Values) -> DistillConfig:
     Imports the methods, hence torch.
 
     Raises:
-        ConfigError: A setting is unknown, out of bounds, or without effect.
+        ConfigError: A setting is unknown, out of bounds, or without effect; the recipe is that of a model alone.
+        CheckpointError: The teacher looks like a weight file, but is not there.
     """
-    values = merged(recipe, flags)
-    own = {key: value for key, value in values.items() if key in DistillConfig.model_fields}
+    one_model = [key for key in _OF_ONE_MODEL if key in recipe]
+    if one_model:
+        raise ConfigError(
+            "the recipe is that of a `distillab train` run: it is about one model, and names no teacher and student",
+            where=f"recipe: {', '.join(one_model)}",
+            hint="take a recipe for distilling, and give that run as --teacher",
+        )
+    own = merged(recipe, flags)
     if "method" in flags and "method" in recipe and flags["method"] != recipe["method"]:
         # The recipe's values of another method's settings do not belong to this one.
         known = plan_options(find_plan(own["method"], validated(DistillConfig, own).stages)).model_fields
@@ -213,33 +226,67 @@ def resolve_distill(recipe: Values, flags: Values) -> DistillConfig:
         own["distill"] = {**kept, **flags.get("distill", {})}
     config = validated(DistillConfig, own)
     plan = find_plan(config.method, config.stages)
+    filled = _options(plan, config)
+    teacher_alone = alone(config, "teacher")
+    if not is_weight_source(config.teacher):
+        check(teacher_alone)
+    each = config.training.stage_epochs == "each"
+    if each and any(stage.share for stage in config.stages):
+        raise ConfigError(
+            "stages.share has no effect with training.stage_epochs 'each'",
+            where="stages",
+            hint="leave the shares out, or set training.stage_epochs to shared",
+        )
+    for learner in plan.learners:
+        plan.epochs_of(learner, for_role(config, learner).training.epochs, each=each)
+    return check(config.model_copy(update={"method": plan.name, "distill": filled}), given=flags)
+
+
+def _options(plan: Plan, config: DistillConfig) -> dict[str, Any]:
+    """The method's own settings, checked and filled in."""
     options = validated(plan_options(plan), config.distill, where="distill")
     filled = options.model_dump(mode="json", exclude_none=True)
     for stage in plan.stages:
         stage_method(stage, filled)  # its own checks: a setting may not go with what the plan fixes
-    for role in ("teacher", "student"):
-        check(alone(config, role))
-    for learner in plan.learners:
-        epochs = for_role(config, learner).training.epochs
-        plan.epochs_of(learner, epochs, each=config.training.stage_epochs == "each")
-    return check(config.model_copy(update={"method": plan.name, "distill": filled}))
+    return filled
 
 
-def check(config: ConfigT) -> ConfigT:
+def is_weight_source(teacher: str) -> bool:
+    """Whether a teacher is a file or folder rather than a model's name.
+
+    Args:
+        teacher: As in `DistillConfig`; a name of `MODELS` is always a name.
+
+    Raises:
+        CheckpointError: It looks like a file, but is not there.
+    """
+    path = Path(teacher)
+    if teacher in MODELS:
+        return False
+    if path.exists():
+        return True
+    if "/" in teacher or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+        raise CheckpointError(
+            "the teacher's weights are not there",
+            where=teacher,
+            hint="check the path, or train one: distillab train --role teacher",
+        )
+    return False
+
+
+def check(config: ConfigT, *, given: Values | None = None) -> ConfigT:
     """Refuse settings that contradict each other or have no effect.
+
+    Args:
+        config: Resolved settings.
+        given: Those that were typed, where others come from a recipe; None if nothing is known of that.
 
     Raises:
         ConfigError: Naming the field.
     """
     optimizer, schedule, training = config.optimizer, config.schedule, config.training
-
-    def without_effect(field: str, because: str) -> ConfigError:
-        return ConfigError(f"{field} has no effect {because}", where=field, hint="leave it out, or change the other")
-
     if optimizer.name != "sgd":
-        for name in ("momentum", "nesterov"):
-            if getattr(optimizer, name) is not None:
-                raise without_effect(f"optimizer.{name}", f"with optimizer.name '{optimizer.name}'")
+        _refuse_idle("optimizer", ("momentum", "nesterov"), config, given)
     if optimizer.nesterov and optimizer.momentum == 0.0:
         raise ConfigError("Nesterov's form needs momentum", where="optimizer.nesterov", hint="raise optimizer.momentum")
     if schedule.name == "multi_step":
@@ -250,9 +297,7 @@ def check(config: ConfigT) -> ConfigT:
                 "milestones are epochs in rising order", where="schedule.milestones", hint="for example [10, 15]"
             )
     else:
-        for name in ("milestones", "factor"):
-            if getattr(schedule, name) is not None:
-                raise without_effect(f"schedule.{name}", f"with schedule.name '{schedule.name}'")
+        _refuse_idle("schedule", ("milestones", "factor"), config, given)
     if training.early_stop_patience is not None and config.split.validation_fraction == 0.0:
         raise ConfigError(
             "early stopping needs validation images",
@@ -260,6 +305,23 @@ def check(config: ConfigT) -> ConfigT:
             hint="raise split.validation_fraction",
         )
     return config
+
+
+def _refuse_idle(section: str, names: tuple[str, ...], config: RunConfig, given: Values | None) -> None:
+    """Refuse settings that have no effect with what the section's name says."""
+    values = getattr(config, section)
+    idle = [name for name in names if getattr(values, name) is not None]
+    if not idle:
+        return
+    typed = idle if given is None else given.get(section, {})
+    inherited = [f"--{section}.{name}=none" for name in idle if name not in typed]
+    raise ConfigError(
+        f"{section}.{idle[0]} has no effect with {section}.name '{values.name}'",
+        where=f"{section}.{idle[0]}",
+        hint=f"the recipe gives it; take it away: {' '.join(inherited)}"
+        if inherited
+        else "leave it out, or change the other",
+    )
 
 
 def regime_of(config: RunConfig) -> Regime:

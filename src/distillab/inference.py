@@ -14,15 +14,16 @@ from distillab.config import RunConfig
 from distillab.data.batches import EvaluationBatches
 from distillab.data.catalog import open_dataset
 from distillab.data.decoding import EXTENSIONS, decode_images
-from distillab.errors import DataError, ShapeError
+from distillab.errors import ConfigError, DataError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.evaluation.evaluate import evaluate
 from distillab.evaluation.metrics import noise_in_words
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outside_code import names_code
-from distillab.runtime.device import Compute, choose_compute
+from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Observer, silent
+from distillab.scene import check_fits
 
 
 def evaluate_file(
@@ -40,7 +41,7 @@ def evaluate_file(
 
     Args:
         source: Weight file or run folder.
-        config: Names the data, the device and the precision.
+        config: Names the data (which has no default here), the device, the threads and the precision.
         teacher: Weight file or run folder to compare with, or None.
         teacher_model: Architecture of the teacher, where its file does not say.
         model: Architecture of the model, where its file does not say.
@@ -50,9 +51,20 @@ def evaluate_file(
 
     Returns:
         "source", "data", "test" (see `Evaluation`), "cost" and "noise", ready for JSON.
+
+    Raises:
+        CheckpointError: A model cannot be loaded.
+        ConfigError: The data is not named.
+        ShapeError: A model does not go with the data: image size, number or order of the classes.
     """
     compute = choose_compute(config.device, config.training.precision)
-    student = _load(source, model, None, compute, allow_code, observer)
+    student = _load(source, model, None, config.image_size or 32, compute, allow_code, observer)
+    if "data" not in config.model_fields_set:
+        raise ConfigError(
+            "no run's config.toml stands beside the weights, so the images to test on are not known",
+            where="data",
+            hint="name them: --data digits, or --data DIR",
+        )
     size = config.image_size or student.image_size
     dataset = open_dataset(
         config.data,
@@ -63,13 +75,11 @@ def evaluate_file(
         allow_code=True,  # typed by hand
         observer=observer,
     )
-    if student.num_classes != dataset.num_classes:
-        raise ShapeError(
-            f"the model knows {student.num_classes} classes, the data has {dataset.num_classes}",
-            where=source,
-            hint="give the data that it was trained on: --data",
-        )
-    guide = _load(teacher, teacher_model, dataset.num_classes, compute, allow_code, observer) if teacher else None
+    check_fits(student, dataset, size, where=source, observer=observer)
+    guide = None
+    if teacher:
+        guide = _load(teacher, teacher_model, dataset.num_classes, size, compute, allow_code, observer)
+        check_fits(guide, dataset, size, where=f"teacher: {teacher}", observer=observer)
     batches = EvaluationBatches(
         dataset.test.images,
         dataset.test.labels,
@@ -78,7 +88,8 @@ def evaluate_file(
         device=compute.device,
         image_size=size,
     )
-    found = evaluate(student, batches, teacher=guide, autocast_dtype=compute.autocast_dtype)
+    with cpu_threads(config.threads):
+        found = evaluate(student, batches, teacher=guide, autocast_dtype=compute.autocast_dtype)
     return {
         "source": source,
         "data": dataset.name,
@@ -117,7 +128,7 @@ def predict_files(
         DataError: There are no images, or one cannot be read (it is named).
     """
     compute = choose_compute(device)
-    classifier = _load(source, model, None, compute, allow_code, observer)
+    classifier = _load(source, model, None, 32, compute, allow_code, observer)
     size = classifier.image_size
     files = [file for entry in inputs for file in _image_files(entry)]
     if not files:
@@ -167,12 +178,18 @@ def _load(
     source: str,
     spec: str | None,
     num_classes: int | None,
+    image_size: int,
     compute: Compute,
     allow_code: bool,
     observer: Observer,
 ) -> Classifier:
     model = load_model(
-        source, spec=spec, num_classes=num_classes, allow_code=allow_code or names_code(spec or ""), observer=observer
+        source,
+        spec=spec,
+        num_classes=num_classes,
+        image_size=image_size,
+        allow_code=allow_code or names_code(spec or ""),
+        observer=observer,
     )
     model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return model

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from distillab.config import DistillConfig, TrainConfig, alone, for_role, regime_of, settings_of
+from distillab.config import DistillConfig, TrainConfig, alone, is_weight_source, regime_of, settings_of
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.execution import baseline_stage, planned_stages
-from distillab.run import build_students, is_weight_source, load_teacher
+from distillab.run import build_models, learners_regimes
 from distillab.runtime.events import Observer, silent
 from distillab.scene import Scene, open_scene
 from distillab.stages import find_plan
@@ -36,8 +36,7 @@ def preview(
     Raises:
         DistillabError: Whatever the run itself would stumble over before its first step.
     """
-    specs = [config.model] if isinstance(config, TrainConfig) else [config.student]
-    with open_scene(config, specs, "preview", observer, (), allow_code, save_run=False) as scene:
+    with open_scene(config, observer, allow_code=allow_code) as scene:
         models, stages = _train(scene, config) if isinstance(config, TrainConfig) else _distill(scene, config)
         described = [_describe(scene, stage, regime) for stage, regime in stages]
     return {
@@ -58,13 +57,10 @@ def _train(scene: Scene, config: TrainConfig) -> tuple[Sequence[tuple[Role, nn.M
 def _distill(
     scene: Scene, config: DistillConfig
 ) -> tuple[Sequence[tuple[Role, nn.Module]], Iterable[tuple[Stage, Regime]]]:
-    models = build_students(scene, config)
-    regimes: dict[Role, Regime] = {"student": regime_of(config), "assistant": regime_of(for_role(config, "assistant"))}
+    models = build_models(scene, config)
+    regimes = learners_regimes(config)
     first: list[tuple[Stage, Regime]] = []  # described before the rest, which freezes the teacher
-    if is_weight_source(config.teacher):
-        models["teacher"] = load_teacher(scene, config)
-    else:
-        models["teacher"] = scene.build(config.teacher, "teacher")
+    if not is_weight_source(config.teacher):
         regime = regime_of(alone(config, "teacher"))
         first = [(baseline_stage(models["teacher"], regime, scene.place, role="teacher"), regime)]
     plan = find_plan(config.method, config.stages)

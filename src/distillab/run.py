@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +11,17 @@ from typing import Any
 from torch import nn
 
 from distillab import __version__
-from distillab.config import DistillConfig, TrainConfig, alone, for_role, regime_of, settings_of
-from distillab.errors import CheckpointError, ShapeError
+from distillab.config import DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
 from distillab.evaluation.cost import count_macs, count_parameters, latency
 from distillab.evaluation.evaluate import collect_logits, evaluate_logits
 from distillab.evaluation.metrics import noise_in_words
 from distillab.execution import Trained, carry_out, train_alone
 from distillab.guidance.cache import LogitsMemory
-from distillab.models.catalog import MODELS
+from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model, save_weights
 from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
-from distillab.scene import Scene, open_scene
+from distillab.scene import Scene, check_fits, open_scene
 from distillab.stages import find_plan
 from distillab.training.config import Regime, Role
 from distillab.training.trainer import recalibrated
@@ -68,8 +65,10 @@ def run_train(
         DistillabError: Of the kinds in `errors.py`; what was written until then is whole.
     """
     label = f"{config.role}-{_file_name(config.model)}"
-    with open_scene(config, [config.model], label, observer, command, allow_code, save_run) as scene:
-        trained = train_alone(scene.build(config.model, config.role), regime_of(config), scene.place, role=config.role)
+    with open_scene(config, observer, allow_code=allow_code) as scene:
+        model = scene.build(config.model, config.role)
+        scene.begin(label, command, save_run=save_run)
+        trained = train_alone(model, regime_of(config), scene.place, role=config.role)
         summary = {
             "format_version": RESULT_FORMAT,
             "kind": "train",
@@ -88,7 +87,6 @@ def run_distill(
     command: Sequence[str] = (),
     allow_code: bool = False,
     save_run: bool = True,
-    teacher: nn.Module | None = None,
     memory: LogitsMemory | None = None,
 ) -> RunResult:
     """Distil a teacher into a student, by any plan.
@@ -99,7 +97,6 @@ def run_distill(
         command: Words of the command line, for the record.
         allow_code: Weight files may name code that builds their model.
         save_run: Keep a run folder.
-        teacher: A trained teacher that is at hand already, in place of the config's.
         memory: Remembers teachers' logits from one run to the next.
 
     Raises:
@@ -107,26 +104,36 @@ def run_distill(
     """
     plan = find_plan(config.method, config.stages)
     label = f"{plan.name}-{_file_name(config.student)}"
-    specs = [config.student, *([config.assistant] if plan.uses_assistant else [])]
-    with open_scene(config, specs, label, observer, command, allow_code, save_run, memory) as scene:
-        models = build_students(scene, config)
-        regimes: dict[Role, Regime] = {
-            "student": regime_of(config),
-            "assistant": regime_of(for_role(config, "assistant")),
-        }
-        taught = None if teacher is not None else _train_teacher(scene, config)
-        models["teacher"] = teacher or (taught.model if taught else load_teacher(scene, config))
-        trained = carry_out(plan, config.distill, models=models, regimes=regimes, place=scene.place)
+    loaded = is_weight_source(config.teacher)  # before images are read or downloaded
+    with open_scene(config, observer, allow_code=allow_code, memory=memory) as scene:
+        models = build_models(scene, config)
+        scene.begin(label, command, save_run=save_run, loaded_teacher=models["teacher"] if loaded else None)
+        taught = None if loaded else _train_teacher(scene, config, models["teacher"])
+        trained = carry_out(plan, config.distill, models=models, regimes=learners_regimes(config), place=scene.place)
         return _conclude(scene, _distill_summary(scene, config, models, trained, taught), models)
 
 
-def build_students(scene: Scene, config: DistillConfig) -> dict[Role, nn.Module]:
-    """The new models of a plan: the student, and the assistant where there is one."""
+def build_models(scene: Scene, config: DistillConfig) -> dict[Role, nn.Module]:
+    """The models of a plan: new ones for those that learn, and the teacher, loaded or to be trained.
+
+    Raises:
+        CheckpointError: The teacher cannot be loaded, or has another number of classes.
+        ShapeError: It takes other images, or knows the classes in another order.
+    """
     models: dict[Role, nn.Module] = {}
     if find_plan(config.method, config.stages).uses_assistant:
         models["assistant"] = scene.build(config.assistant, "assistant")
     models["student"] = scene.build(config.student, "student")
+    if is_weight_source(config.teacher):
+        models["teacher"] = _load_teacher(scene, config)
+    else:
+        models["teacher"] = scene.build(config.teacher, "teacher")
     return models
+
+
+def learners_regimes(config: DistillConfig) -> dict[Role, Regime]:
+    """How each role of a plan is trained."""
+    return {"student": regime_of(config), "assistant": regime_of(for_role(config, "assistant"))}
 
 
 def _distill_summary(
@@ -163,69 +170,31 @@ def _distill_summary(
     }
 
 
-def _train_teacher(scene: Scene, config: DistillConfig) -> Trained | None:
-    """Train the teacher where a model name stands in its place; None where it is to be loaded."""
-    if is_weight_source(config.teacher):
-        return None
+def _train_teacher(scene: Scene, config: DistillConfig, model: nn.Module) -> Trained:
+    """Train the teacher where a model name stands in its place."""
     scene.place.observer(Note(f"no weights are given for the teacher: a {config.teacher} is trained first"))
-    model = scene.build(config.teacher, "teacher")
     trained = train_alone(model, regime_of(alone(config, "teacher")), scene.place, role="teacher")
     _save(scene, "teacher", trained.model)
     return trained
 
 
-def is_weight_source(spec: str) -> bool:
-    """Whether a teacher is a file or folder rather than a model's name.
-
-    Raises:
-        CheckpointError: It looks like one, but is not there.
-    """
-    path = Path(spec)
-    if spec in MODELS:
-        return False
-    if path.exists():
-        return True
-    if "/" in spec or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        raise CheckpointError(
-            "the teacher's weights are not there",
-            where=spec,
-            hint="check the path, or train one: distillab train --role teacher",
-        )
-    return False
-
-
-def load_teacher(scene: Scene, config: DistillConfig) -> nn.Module:
-    """Load the teacher and see that its classes are the data's.
-
-    Raises:
-        CheckpointError: It cannot be loaded, or has another number of classes.
-        ShapeError: It has the same classes in another order.
-    """
+def _load_teacher(scene: Scene, config: DistillConfig) -> Classifier:
     teacher = load_model(
         config.teacher,
         spec=config.teacher_model,
         num_classes=scene.dataset.num_classes,
+        image_size=scene.feed.image_size,
         allow_code=scene.allow_code or names_code(config.teacher_model or ""),
         observer=scene.place.observer,
     )
-    known = tuple(getattr(teacher, "classes", None) or ())
-    if known and known != scene.dataset.classes:
-        if set(known) == set(scene.dataset.classes):
-            raise ShapeError(
-                "the teacher has the same classes as the data, but in another order",
-                where=f"teacher: {', '.join(known[:4])}, ...",
-                hint="distil on the data that it was trained on",
-            )
-        scene.place.observer(
-            Note(f"the teacher's classes ({', '.join(known[:3])}, ...) have other names than the data's")
-        )
+    where = f"teacher: {config.teacher}"
+    check_fits(teacher, scene.dataset, scene.feed.image_size, where=where, observer=scene.place.observer)
     return teacher
 
 
 def _outcome(scene: Scene, trained: Trained, role: Role) -> dict[str, Any]:
     """Save a model that was trained, test it, and say what it costs."""
-    weights = f"{role}.safetensors"
-    _save(scene, role, trained.model)
+    weights = _save(scene, role, trained.model)
     test = scene.test(trained.model).as_dict()
     validation, before = trained.validation, trained.stages[-1].validation_before_recalibration
     return {
@@ -256,8 +225,10 @@ def _best(scene: Scene, trained: Trained, role: Role, last: dict[str, Any]) -> d
     kept = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
     trained.model.load_state_dict(best.state)
     recalibrated(trained.model, scene.feed, regime_of(scene.config), scene.place.compute)
-    record |= {"test": scene.test(trained.model).as_dict(), "weights": f"{role}-best.safetensors"}
-    _save(scene, f"{role}-best", trained.model)
+    record |= {
+        "test": scene.test(trained.model).as_dict(),
+        "weights": _save(scene, f"{role}-best", trained.model),
+    }
     trained.model.load_state_dict(kept)
     return record
 
@@ -287,16 +258,17 @@ def _cost(model: nn.Module, image_size: int) -> dict[str, int]:
     return {"parameters": count_parameters(model), "macs": count_macs(model, image_size)}
 
 
-def _save(scene: Scene, name: str, model: nn.Module) -> None:
-    """Save weights with what is needed to use them. No paths or times: equal runs leave equal files."""
+def _save(scene: Scene, name: str, model: nn.Module) -> str | None:
+    """Save weights with what is needed to use them. No paths or times: equal runs leave equal files.
+
+    Returns:
+        The file's name; None where nothing is kept.
+    """
     if scene.run_dir is None:
-        return
-    settings = settings_of(scene.config)
-    for key in ("output", "data_dir", "device"):
-        settings.pop(key, None)
+        return None
     source = {
         "distillab": __version__,
-        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "run_sha256": scene.run_sha256,
         "method": getattr(scene.config, "method", None),
         "role": name,
         "seed": scene.config.seed,
@@ -304,12 +276,14 @@ def _save(scene: Scene, name: str, model: nn.Module) -> None:
     }
     path = scene.run_dir.path / f"{name}.safetensors"
     save_weights(model, path, {"source": source})
+    return path.name
 
 
 def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Module]) -> RunResult:
     """Add what concerns the whole run, and write `result.json`: the last file, which says that the run is complete."""
     model = models[summary["role"]]
     spread = latency(model, scene.feed.image_size, device=scene.place.compute.device)
+    summary["run_sha256"] = scene.run_sha256
     summary["noise"] = noise_in_words(summary["test"]["top1"], summary["test"]["num_samples"])
     summary["timing"] |= {
         "run_seconds": time.perf_counter() - scene.started,

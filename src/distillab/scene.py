@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillab.config import RunConfig, settings_of, to_toml
+from distillab.config import DistillConfig, RunConfig, TrainConfig, settings_of, to_toml
 from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
 from distillab.data.catalog import open_dataset
 from distillab.data.dataset import Dataset, ImageSet
@@ -23,11 +24,14 @@ from distillab.evaluation.evaluate import Evaluation, evaluate
 from distillab.execution import Workplace
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.catalog import MODELS, build_model
+from distillab.models.classifier import Classifier
+from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
-from distillab.runtime.run_dir import RunDir
+from distillab.runtime.run_dir import RunDir, check_free
+from distillab.stages import find_plan
 from distillab.training.config import Role
 from distillab.training.trainer import Feed
 
@@ -44,17 +48,20 @@ class Scene:
         dataset: Images, classes, statistics.
         feed: The same in batches.
         place: What all stages share.
-        run_dir: Where files go, or None.
         allow_code: Weight files may name code that builds their model.
+        run_dir: Where files go, or None: see `begin`.
+        run_sha256: What the run is; the same for runs that give equal results.
+        started: When the run was asked for, by `time.perf_counter`.
         test_logits: The teacher's on the test set, once they are known.
     """
 
-    config: RunConfig
+    config: TrainConfig | DistillConfig
     dataset: Dataset
     feed: Feed
     place: Workplace
-    run_dir: RunDir | None
     allow_code: bool
+    run_dir: RunDir | None = None
+    run_sha256: str = ""
     started: float = field(default_factory=time.perf_counter)
     test_logits: Tensor | None = None
 
@@ -77,6 +84,34 @@ class Scene:
         model.classes = self.dataset.classes
         return model
 
+    def begin(
+        self, label: str, command: Sequence[str], *, save_run: bool, loaded_teacher: nn.Module | None = None
+    ) -> None:
+        """Settle what the run is, and take its folder: the last thing before the first step.
+
+        Args:
+            label: A part of the folder's name, where it is made.
+            command: Words of the command line, for the record.
+            save_run: Keep a run folder.
+            loaded_teacher: The teacher, if it is not trained in this run.
+
+        Raises:
+            StorageError: The folder holds something already, or cannot be written.
+            RunDirInUseError: Another process owns it.
+        """
+        self.run_sha256 = _run_sha256(self.config, self.dataset, loaded_teacher)
+        if not save_run:
+            return
+        self.run_dir = RunDir(self.config.output, label=label)
+        self.place = replace(self.place, record=self.run_dir.append_metrics)
+        self.place.observer(RunStarted(self.run_dir.path))
+        self.run_dir.describe(
+            config_toml=to_toml(self.config),
+            command=command,
+            device=self.place.compute.device,
+            threads=torch.get_num_threads(),
+        )
+
     def test(self, model: nn.Module) -> Evaluation:
         """Read the test set with a model, compared with the teacher if its logits are known."""
         assert self.feed.test is not None
@@ -86,19 +121,21 @@ class Scene:
 
 @contextmanager
 def open_scene(
-    config: RunConfig,
-    specs: Sequence[str],
-    label: str,
+    config: TrainConfig | DistillConfig,
     observer: Observer,
-    command: Sequence[str],
+    *,
     allow_code: bool,
-    save_run: bool,
     memory: LogitsMemory | None = None,
 ) -> Iterator[Scene]:
-    """Everything that can fail before the first step, in the order in which it is cheap to find out."""
+    """Everything that can fail before models are built, in the order in which it is cheap to find out.
+
+    The run folder is looked at and left alone: a run that fails before `Scene.begin` leaves nothing behind.
+    """
     compute = choose_compute(config.device, config.training.precision)
-    image_size = config.image_size or common_image_size(specs)
-    with cpu_threads(config.threads) as threads:
+    if config.output is not None:
+        check_free(config.output)
+    image_size = config.image_size or common_image_size(_learners(config))
+    with cpu_threads(config.threads):
         dataset = open_dataset(
             config.data,
             data_dir=config.data_dir,
@@ -109,18 +146,59 @@ def open_scene(
             observer=observer,
         )
         feed = build_feed(config, dataset, image_size, compute)
-        run_dir = RunDir(config.output, label=label) if save_run else None
-        record = None
-        if run_dir:
-            observer(RunStarted(run_dir.path))
-            run_dir.describe(config_toml=to_toml(config), command=command, device=compute.device, threads=threads)
-            record = run_dir.append_metrics
-        place = Workplace(feed, config.seed, compute, observer, record, memory)
+        scene = Scene(config, dataset, feed, Workplace(feed, config.seed, compute, observer, memory=memory), allow_code)
         try:
-            yield Scene(config, dataset, feed, place, run_dir, allow_code)
+            yield scene
         finally:
-            if run_dir:
-                run_dir.release()
+            if scene.run_dir:
+                scene.run_dir.release()
+
+
+def _learners(config: TrainConfig | DistillConfig) -> list[str]:
+    """Names of the models that the run is about."""
+    if isinstance(config, TrainConfig):
+        return [config.model]
+    uses_assistant = find_plan(config.method, config.stages).uses_assistant
+    return [config.student, *([config.assistant] if uses_assistant else [])]
+
+
+def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: str, observer: Observer) -> None:
+    """See that a model that was loaded takes a data set's images and knows its classes.
+
+    Other names for as many classes are let through, and the observer is told.
+
+    Args:
+        model: From a weight file.
+        dataset: What it will look at.
+        image_size: Side of the images that it will get, in pixels.
+        where: The file, for the message.
+        observer: Is told of other names.
+
+    Raises:
+        ShapeError: It takes images of another size, knows another number of classes, or knows them in another order.
+    """
+    if model.image_size != image_size:
+        raise ShapeError(
+            f"the model takes images of {model.image_size}x{model.image_size}, not {image_size}x{image_size}",
+            where=where,
+            hint=f"give --image-size {model.image_size}, if the others take such images too",
+        )
+    if model.num_classes != dataset.num_classes:
+        raise ShapeError(
+            f"the model knows {model.num_classes} classes, the data has {dataset.num_classes}",
+            where=where,
+            hint="give the data that it was trained on: --data",
+        )
+    if model.classes is None or model.classes == dataset.classes:
+        return
+    first = ", ".join(model.classes[:4])
+    if set(model.classes) == set(dataset.classes):
+        raise ShapeError(
+            f"the model has the same classes as the data, but in another order: {first}, ...",
+            where=where,
+            hint="give the data that it was trained on: --data",
+        )
+    observer(Note(f"{where}: the model's classes ({first}, ...) have other names than the data's"))
 
 
 def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Compute) -> Feed:
@@ -188,6 +266,18 @@ def common_image_size(specs: Sequence[str]) -> int:
             f"the models take images of different sizes: {sizes}", where="image_size", hint="give image_size"
         )
     return next(iter(sizes.values()))
+
+
+def _run_sha256(config: TrainConfig | DistillConfig, dataset: Dataset, loaded_teacher: nn.Module | None) -> str:
+    """Hash of what a run is: its settings less those of place and device, contents in the place of files' paths."""
+    settings = settings_of(config)
+    for key in ("output", "data_dir", "offline", "device", "threads"):
+        settings.pop(key, None)
+    settings["data"] = dataset.sha256
+    if loaded_teacher is not None:
+        settings.pop("teacher_model", None)
+        settings["teacher"] = weights_sha256(loaded_teacher)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _feed_signature(config: RunConfig, dataset: Dataset, image_size: int) -> str:

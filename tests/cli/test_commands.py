@@ -118,7 +118,7 @@ def test_the_classic_commands_leave_their_files(photos: Path, command: shell.Com
     weights = tmp_path / "logs" / "teacher" / "normal_1_8_2_param.pth"
     assert outcome.out.endswith("saved: logs/teacher/normal_1_8_2_param.pth\n")
     assert "layer1.0.conv.weight" in torch.load(weights, weights_only=True)
-    assert json.loads(weights.with_suffix(".json").read_text())["classes"] == ["cat", "dog"]
+    assert json.loads(weights.with_suffix(".json").read_text())["classes"] == ["cat", "dog [bold]"]
     outcome = command("--kd", "takd", *CLASSIC, program=run_train_kd_py)
     assert outcome.code == 0, outcome.err
     for size in ("ta", "student"):
@@ -133,3 +133,52 @@ def test_a_classic_teacher_may_have_any_name(photos: Path, command: shell.Comman
     outcome = command("--teacher", "best.pth", "--kd", "mbd-hard", *CLASSIC, program=run_train_kd_py)
     assert outcome.code == 0, outcome.err
     assert [line.split()[:2] for line in outcome.out.splitlines()[1:3]] == [["teacher", "cnn12"], ["mbd-hard", "cnn16"]]
+
+
+def test_a_classic_teacher_that_is_called_like_a_model_is_the_file(command: shell.Command, tmp_path: Path) -> None:
+    (tmp_path / "cnn8").write_text("no weights")
+    outcome = command("--teacher", "./cnn8", "--num_class", "10", "--data", "digits", program=run_train_kd_py)
+    assert outcome.code == 4
+    assert f"{tmp_path / 'cnn8'}" in outcome.err
+
+
+def test_each_weight_file_of_a_run_is_evaluated_as_the_run_was(trained: Path, command: shell.Command) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    outcome = command("evaluate", "trained/student.safetensors", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["data"] == result["data"]
+    assert found["test"]["top1"] == pytest.approx(result["test"]["top1"])
+
+
+def test_weights_without_a_run_are_evaluated_on_data_that_is_named(trained: Path, command: shell.Command) -> None:
+    (trained / "student.safetensors").rename(trained.parent / "mine.safetensors")
+    outcome = command("evaluate", "mine.safetensors")
+    assert outcome.code == 2
+    assert "--data" in outcome.err
+    assert command("evaluate", "mine.safetensors", "--data", "./photos", "--split.train-limit", "8").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("distill", "--student", "cnn99", "--training.epochs", "1"), 2),
+        (("distill", "--teacher", "./none.pth"), 4),
+        (("distill", "--teacher", "cnn99"), 2),
+        (("train", "--model", "cnn99"), 2),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_no_folder(
+    words: tuple[str, ...], code: int, command: shell.Command, tmp_path: Path
+) -> None:
+    assert command(*words, "--output", "run").code == code
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(command: shell.Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    outcome = command("train", "--output", "run", "--dry-run")
+    assert outcome.code == 4
+    assert "not empty" in outcome.err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]

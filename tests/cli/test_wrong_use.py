@@ -189,6 +189,17 @@ WRONG = (
         text("mine.toml", 'method = "custom"\n[[stages]]\nmethod = "hint"\nteacher = "assistant"\n'),
     ),
     Wrong("fewer epochs than stages", "distillab distill --method fitnet --training.epochs 1", 2),
+    Wrong(
+        "a flag that makes the recipe's settings idle",
+        "distillab train --recipe cifar10-cnn-classic --schedule.name cosine",
+        2,
+    ),
+    Wrong(
+        "a recipe of a model alone",
+        "distillab distill --recipe mine.toml",
+        2,
+        text("mine.toml", 'role = "teacher"\nmodel = "cnn8"\n'),
+    ),
     Wrong("a recipe that is misspelt", "distillab train --recipe digits-moderne", 2),
     Wrong("a recipe that is not TOML", "distillab train --recipe mine.toml", 2, text("mine.toml", "epochs: 3\n")),
     Wrong(
@@ -259,6 +270,7 @@ WRONG = (
     Wrong("to evaluate a folder without weights", "distillab evaluate run", 4, empty_folder("run")),
     Wrong("to evaluate a damaged run", "distillab evaluate run", 4, damaged_run),
     Wrong("to evaluate a run that lost its weights", "distillab evaluate run", 4, lost_weights),
+    Wrong("to evaluate on nobody knows what", "distillab evaluate teacher.pth", 2, weights()),
     Wrong("to evaluate on other classes", "distillab evaluate teacher.pth --data ./photos", 2, with_images),
     Wrong("an evaluation in batches of none", "distillab evaluate teacher.pth --batch-size 0", 2, weights()),
     Wrong("to predict without images", "distillab predict teacher.pth", 2, weights()),

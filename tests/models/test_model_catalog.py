@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distillab.errors import ConfigError, ShapeError
+from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.models import catalog
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.classifier import Classifier, NormalizedModel
@@ -55,6 +56,15 @@ def test_every_record_builds_its_model(name):
     assert logits.shape == (1, 7)
     assert (model.spec, model.num_classes, model.image_size) == (name, 7, 32)
     assert model.hint_layer in dict(model.named_modules())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_record_says_that_its_model_costs_is_what_it_costs(name):
+    info = MODELS[name]
+    with torch.device("meta"):  # shapes without numbers: a ResNet's are counted in no time
+        model = build_model(name, 10)
+        assert count_parameters(model) == info.parameters
+        assert count_macs(model, info.input_size) == info.macs
 
 
 def test_each_family_has_one_model_of_each_role():
@@ -130,7 +140,15 @@ def test_a_record_may_say_where_the_logits_are(monkeypatch):
             return {"scores": self.fc(images.mean((2, 3)))}
 
     record = ModelInfo(
-        "named", "student", "normal", "returns a dict", Named, input_size=8, output=lambda found: found["scores"]
+        "named",
+        "student",
+        "normal",
+        "returns a dict",
+        parameters=12,
+        macs=9,
+        builder=Named,
+        input_size=8,
+        output=lambda found: found["scores"],
     )
     monkeypatch.setitem(catalog.MODELS, "named", record)
     model = build_model("named", 3, image_size=8)

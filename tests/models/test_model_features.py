@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -263,3 +264,15 @@ def test_torchvision_models_are_tapped_and_stopped(name, hint):
     assert output.features[hint].ndim == 4
     assert forward_features(model, images(2, 64), (hint,), stop=True).logits is None
     assert not [key for key in model.published().state_dict() if key.startswith(("inner", "normalize"))]
+
+
+def test_the_middle_is_found_inside_a_block_whose_own_map_is_one_pixel():
+    blocks = [nn.Conv2d(3, 4, 3, stride=2, padding=1) for _ in range(1)]
+    blocks += [nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(4)]
+    net = nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*blocks), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(4, 3)
+        )
+    )
+    assert net.features(torch.rand(1, 3, 32, 32)).shape[-1] == 1
+    assert default_hint_layer(net, 32) == "features.2"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from distillab.errors import RunDirInUseError, StorageError
-from distillab.runtime.run_dir import RunDir, environment, new_run_name
+from distillab.runtime import run_dir
+from distillab.runtime.run_dir import RunDir, check_free, environment, new_run_name
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,26 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(StorageError, match="is a file"):
         RunDir(tmp_path / "run", label="x")
+
+
+def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path):
+    check_free(tmp_path / "a" / "b")
+    check_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_comes_into_the_folder_before_the_lock_is_held_is_seen(tmp_path, monkeypatch):
+    claim = run_dir.claim_dir
+
+    def claim_slowly(path):
+        claim(path)
+        (path / "metrics.jsonl").write_text("")  # another run comes and goes meanwhile
+        return path
+
+    monkeypatch.setattr(run_dir, "claim_dir", claim_slowly)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        RunDir(tmp_path / "run", label="x")
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_a_folder_that_another_process_owns_is_refused(tmp_path):

@@ -45,9 +45,7 @@ def evaluate(
     from distillab.inference import evaluate_file
 
     screen.quiet, screen.json = quiet, json
-    recipe = load_recipe(str(source), allow_code=allow_code) if (source / "config.toml").is_file() else {}
-    own = {key: value for key, value in recipe.items() if key in _FIELDS}
-    config = validated(RunConfig, merged(own, settings or {}))
+    config = validated(RunConfig, merged(settings_of_run(source, allow_code), settings or {}))
     with screen.watching() as observer:
         result = evaluate_file(
             str(source),
@@ -61,6 +59,24 @@ def evaluate(
         )
     row = {"model": source.name, **result["test"], **result["cost"]}
     screen.show(result, results_table([row]), result["noise"])
+
+
+def settings_of_run(source: Path, allow_code: bool) -> dict[str, Any]:
+    """What the run that weights come from says of evaluation.
+
+    Args:
+        source: A run folder, or a weight file in one.
+        allow_code: Let it name functions of packages.
+
+    Returns:
+        Values of `RunConfig`; none where the weights stand alone.
+    """
+    folder = source if source.is_dir() else source.parent
+    if not (folder / "config.toml").is_file():
+        return {}
+    recipe = load_recipe(str(folder), allow_code=allow_code)
+    precision = {key: value for key, value in recipe.get("training", {}).items() if key == "precision"}
+    return {"training": precision, **{key: value for key, value in recipe.items() if key in _FIELDS}}
 
 
 def predict(

@@ -60,12 +60,28 @@ def _resnet(name: str, role: Role, parameters: int, macs: int, summary: str) -> 
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
-        _cnn("cnn8", "teacher", 4_756_170, 164_553_984, "plain CNN, 4 stages of 2 convolutions, widths 64 to 512, dropout"),
+        _cnn(
+            "cnn8",
+            "teacher",
+            4_756_170,
+            164_553_984,
+            "plain CNN, 4 stages of 2 convolutions, widths 64 to 512, dropout",
+        ),
         _cnn("cnn12", "assistant", 1_993_162, 71_863_552, "plain CNN, 4 stages of 3 convolutions, widths 32 to 256"),
         _cnn("cnn16", "student", 705_402, 25_762_560, "plain CNN, 4 stages of 4 convolutions, widths 16 to 128"),
-        _resnet("resnet50", "teacher", 23_520_842, 1_297_829_888, "bottleneck ResNet, 3-4-6-3 blocks, base width 64, dropout"),
-        _resnet("resnet71", "assistant", 8_015_018, 449_685_504, "bottleneck ResNet, 4-6-9-4 blocks, base width 32, dropout"),
-        _resnet("resnet98", "student", 2_831_578, 152_753_152, "bottleneck ResNet, 6-8-12-6 blocks, base width 16, dropout"),
+        _resnet(
+            "resnet50",
+            "teacher",
+            23_520_842,
+            1_297_829_888,
+            "bottleneck ResNet, 3-4-6-3 blocks, base width 64, dropout",
+        ),
+        _resnet(
+            "resnet71", "assistant", 8_015_018, 449_685_504, "bottleneck ResNet, 4-6-9-4 blocks, base width 32, dropout"
+        ),
+        _resnet(
+            "resnet98", "student", 2_831_578, 152_753_152, "bottleneck ResNet, 6-8-12-6 blocks, base width 16, dropout"
+        ),
     )
 }
 

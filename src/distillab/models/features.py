@@ -161,13 +161,13 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
     if isinstance(own, str):
         return own
     parent = ""
-    while True:
+    maps = _children_with_maps(model, parent, image_size)
+    while len(maps) == 1:
+        [parent] = maps
         maps = _children_with_maps(model, parent, image_size)
-        if len(maps) != 1:
-            break
-        parent = maps[0]
-    if maps:
-        return maps[len(maps) // 2]
+    large = [name for name, pixels in maps.items() if pixels > 1]
+    if large:
+        return large[len(large) // 2]
     if parent:
         return parent
     raise ConfigError(
@@ -177,7 +177,8 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
     )
 
 
-def _children_with_maps(model: nn.Module, parent: str, image_size: int) -> list[str]:
+def _children_with_maps(model: nn.Module, parent: str, image_size: int) -> dict[str, int]:
+    """Children that have parameters, run once and give maps: name -> pixels of its map."""
     children = {
         f"{parent}.{name}".lstrip("."): child
         for name, child in _named_root(model).get_submodule(parent).named_children()
@@ -186,14 +187,11 @@ def _children_with_maps(model: nn.Module, parent: str, image_size: int) -> list[
     runs: dict[str, list[Any]] = {name: [] for name in children}
     with _hooks(children, lambda name, output: runs[name].append(output)):
         _probe(model, image_size, model)
-    return [
-        name
+    return {
+        name: outputs[0][0, 0].numel()
         for name, outputs in runs.items()
-        if len(outputs) == 1
-        and isinstance(outputs[0], Tensor)
-        and outputs[0].ndim == 4
-        and outputs[0][0, 0].numel() > 1
-    ]
+        if len(outputs) == 1 and isinstance(outputs[0], Tensor) and outputs[0].ndim == 4
+    }
 
 
 def probe_features(model: nn.Module, layers: Sequence[str], image_size: int) -> dict[str, Tensor]:

@@ -81,6 +81,7 @@ def load_model(
     *,
     spec: str | None = None,
     num_classes: int | None = None,
+    image_size: int = 32,
     allow_code: bool = False,
     observer: Observer = silent,
 ) -> Classifier:
@@ -94,6 +95,7 @@ def load_model(
         source: A weight file as for `read_weights`, or a run folder.
         spec: What the model must be, as for `build_model`; needed for a foreign model without metadata.
         num_classes: C that the model must have; needed where `spec` is.
+        image_size: Side of the images that a foreign model without metadata takes, in pixels.
         allow_code: Whether a spec "package.module:function" may be imported.
         observer: Hears of assumptions made, and of code before it is imported.
 
@@ -112,7 +114,7 @@ def load_model(
     if metadata:
         described = _from_metadata(metadata, path)
     else:
-        described = _from_weights(tensors, path, spec, num_classes, observer)
+        described = _from_weights(tensors, path, spec, num_classes, image_size, observer)
     if spec is not None and spec != described.model:
         raise CheckpointError(
             f"holds a {described.model}, a {spec} is asked for", where=str(path), hint="use another file or model"
@@ -220,11 +222,17 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path) -> _Description:
 
 
 def _from_weights(
-    tensors: Mapping[str, Tensor], path: Path, spec: str | None, num_classes: int | None, observer: Observer
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    spec: str | None,
+    num_classes: int | None,
+    image_size: int,
+    observer: Observer,
 ) -> _Description:
     recognised = _recognise(tensors)
     if recognised is not None:
         name, classes = recognised
+        image_size = MODELS[name].input_size
     elif spec is None:
         raise CheckpointError(
             f"these are weights of none of {', '.join(MODELS)}",
@@ -244,7 +252,7 @@ def _from_weights(
     observer(
         Note(f"{path} does not say how images are normalised: assuming mean {list(mean)}, std {list(std)}, {source}")
     )
-    return _Description(model=name, num_classes=classes, mean=mean, std=std, image_size=32)
+    return _Description(model=name, num_classes=classes, mean=mean, std=std, image_size=image_size)
 
 
 def _recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int] | None:

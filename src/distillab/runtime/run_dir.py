@@ -50,6 +50,11 @@ class RunDir:
             ) from None
         except OSError as error:
             raise storage_error(error, self.path) from error
+        try:
+            check_free(self.path)  # once more, now that nobody else can put anything in it
+        except StorageError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the folder up to whoever wants to read or resume it."""
@@ -107,11 +112,26 @@ def claim_dir(path: Path) -> Path:
     Raises:
         StorageError: It holds something already, is a file, or cannot be made.
     """
+    check_free(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return path
+
+
+def check_free(path: Path) -> None:
+    """See that a folder is not there yet, or empty. Makes and changes nothing.
+
+    Raises:
+        StorageError: It holds something already, is a file, or cannot be read.
+    """
+    try:
+        if path.is_file():
+            raise StorageError("the run folder is a file", where=str(path), hint="choose another --output")
         taken = next((entry for entry in path.iterdir() if entry.name != ".lock"), None)
-    except FileExistsError:
-        raise StorageError("the run folder is a file", where=str(path), hint="choose another --output") from None
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise storage_error(error, path) from error
     if taken is not None:
@@ -120,7 +140,6 @@ def claim_dir(path: Path) -> Path:
             where=str(path),
             hint="choose a new folder, or leave --output out to get one under runs/",
         )
-    return path
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class TrainingConfig(Section):
         0.0, ge=0.0, lt=1.0, description="Share of each label spread evenly over all classes."
     )
     gradient_clip: float | None = Field(
-        None, gt=0.0, description="Largest norm of the gradient; longer ones are shortened to it."
+        None, gt=0.0, allow_inf_nan=False, description="Largest norm of the gradient; longer ones are shortened to it."
     )
     ema_decay: float | None = Field(
         None, gt=0.0, lt=1.0, description="Decay of an exponential moving average of the weights, which is then used."
