@@ -1,4 +1,4 @@
-"""One thread a process: the tests run side by side, and threads that wait for each other's cores make all of them slow."""
+"""One thread a process: tests run side by side, and threads that wait for a core make all of them slow."""
 
 import os
 

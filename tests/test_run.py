@@ -10,7 +10,7 @@ import tiny
 from distillab import inference
 from distillab.commands.using import settings_of_run
 from distillab.config import load_recipe, resolve_distill, resolve_train
-from distillab.errors import CheckpointError, ShapeError
+from distillab.errors import CheckpointError, ConfigError, ShapeError
 from distillab.inference import evaluate_file, predict_files
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.weights import load_model, save_weights
@@ -297,3 +297,10 @@ def test_weights_of_a_run_come_back_in_evaluation_mode(tmp_path):
     images = torch.rand(4, 3, tiny.SIZE, tiny.SIZE)
     with torch.no_grad():
         assert torch.allclose(loaded(images), result.models["student"](images), atol=1e-6)
+
+
+def test_a_layer_that_is_misspelt_is_told_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="the student has no layer 'secnd'") as caught:
+        distill(tmp_path / "run", method="fitnet", distill={"guided_layer": "secnd"})
+    assert "second" in caught.value.hint
+    assert not (tmp_path / "run").exists()

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from distillab.errors import ConfigError, ShapeError
+from distillab.errors import ConfigError, ShapeError, nearest
 from distillab.evaluation.evaluate import Evaluation
 from distillab.guidance.cache import LogitsMemory, RememberedTeacher
 from distillab.guidance.live import Guidance, LiveTeacher
 from distillab.methods.base import Method, method_class
-from distillab.models.features import default_hint_layer, probe_features
+from distillab.models.features import default_hint_layer, probe_features, tappable_layers
 from distillab.models.weights import weights_sha256
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer, silent
@@ -194,6 +194,25 @@ def planned_stages(
                 final=number == len(planned) - 1,
                 place=place,
             )
+
+
+def check_layers(plan: Plan, options: Mapping[str, Any], models: Mapping[Role, nn.Module]) -> None:
+    """Refuse layers that a model does not have, before anything is trained.
+
+    Args:
+        plan: Its methods may read layers.
+        options: The methods' own settings, which may name them.
+        models: All roles of the plan.
+
+    Raises:
+        ConfigError: Naming the nearest right layer.
+    """
+    for stage in plan.stages:
+        roles = (stage.teacher, stage.student)
+        for role, layer in zip(roles, stage_method(stage, options).layers() or (), strict=False):
+            known = tappable_layers(models[role])
+            if layer is not None and layer not in known:
+                raise ConfigError(f"the {role} has no layer '{layer}'", where="distill", hint=nearest(layer, known))
 
 
 def _prepare(

@@ -15,7 +15,7 @@ from distillab.config import DistillConfig, TrainConfig, alone, for_role, is_wei
 from distillab.evaluation.cost import count_macs, count_parameters, latency
 from distillab.evaluation.evaluate import collect_logits, evaluate_logits
 from distillab.evaluation.metrics import noise_in_words
-from distillab.execution import Trained, carry_out, train_alone
+from distillab.execution import Trained, carry_out, check_layers, train_alone
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model, save_weights
@@ -119,15 +119,18 @@ def build_models(scene: Scene, config: DistillConfig) -> dict[Role, nn.Module]:
     Raises:
         CheckpointError: The teacher cannot be loaded, or has another number of classes.
         ShapeError: It takes other images, or knows the classes in another order.
+        ConfigError: A method reads a layer that a model does not have.
     """
+    plan = find_plan(config.method, config.stages)
     models: dict[Role, nn.Module] = {}
-    if find_plan(config.method, config.stages).uses_assistant:
+    if plan.uses_assistant:
         models["assistant"] = scene.build(config.assistant, "assistant")
     models["student"] = scene.build(config.student, "student")
     if is_weight_source(config.teacher):
         models["teacher"] = _load_teacher(scene, config)
     else:
         models["teacher"] = scene.build(config.teacher, "teacher")
+    check_layers(plan, config.distill, models)
     return models
 
 
