@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distillab import __version__
 from distillab.config import DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
+from distillab.data.batches import on_device
 from distillab.evaluation.cost import count_macs, count_parameters, latency
 from distillab.evaluation.evaluate import collect_logits, evaluate_logits
 from distillab.evaluation.metrics import noise_in_words
 from distillab.execution import Trained, carry_out, check_layers, train_alone
 from distillab.guidance.cache import LogitsMemory
 from distillab.models.classifier import Classifier
-from distillab.models.weights import load_model, save_weights
+from distillab.models.weights import load_model, save_weights, weights_sha256
 from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
 from distillab.scene import Scene, check_fits, open_scene
@@ -147,9 +148,8 @@ def _distill_summary(
     taught: Trained | None,
 ) -> dict[str, Any]:
     """Evaluate all roles, teacher first, since the others are compared with it."""
-    assert scene.feed.test is not None
-    dtype = scene.place.compute.autocast_dtype
-    scene.test_logits, labels = collect_logits(models["teacher"], scene.feed.test, autocast_dtype=dtype)
+    scene.test_logits = _teacher_test_logits(scene, models["teacher"])
+    labels = on_device(scene.dataset.test.labels, scene.test_logits.device)
     roles: dict[str, Any] = {
         "teacher": {
             "model": getattr(models["teacher"], "spec", type(models["teacher"]).__name__),
@@ -171,6 +171,20 @@ def _distill_summary(
         **_training_record(list(trained.values())),
         **roles,
     }
+
+
+def _teacher_test_logits(scene: Scene, teacher: nn.Module) -> Tensor:
+    """Logits [N, C] of the test images, remembered where runs share a memory."""
+    test, compute = scene.feed.test, scene.place.compute
+    assert test is not None
+
+    def ask() -> Tensor:
+        return collect_logits(teacher, test, autocast_dtype=compute.autocast_dtype)[0]
+
+    if scene.place.memory is None:
+        return ask()
+    key = ("test", weights_sha256(teacher), scene.feed.signature, compute.autocast_dtype)
+    return scene.place.memory.recall(key, ask)
 
 
 def _train_teacher(scene: Scene, config: DistillConfig, model: nn.Module) -> Trained:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from torch import Tensor
 
 from distillab.data.batches import Batch
@@ -17,17 +19,20 @@ class LogitsMemory:
     """
 
     def __init__(self) -> None:
-        self._logits: dict[tuple[str, int, int], Tensor] = {}
+        self._logits: dict[Hashable, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._logits)
 
-    def ask(self, key: tuple[str, int, int], batch: Batch, teacher: LiveTeacher) -> Tensor:
-        """Logits [N, C] of a batch: remembered, or asked of the teacher now and remembered from then on."""
+    def recall(self, key: Hashable, ask: Callable[[], Tensor]) -> Tensor:
+        """Logits [N, C]: remembered, or asked for now and remembered from then on.
+
+        Args:
+            key: Names all that the answer depends on.
+            ask: Gives the answer.
+        """
         if key not in self._logits:
-            logits = teacher(batch, key[2]).logits
-            assert logits is not None
-            self._logits[key] = logits
+            self._logits[key] = ask()
         return self._logits[key]
 
 
@@ -48,4 +53,10 @@ class RememberedTeacher:
 
     def __call__(self, batch: Batch, step: int) -> ModelOutput:
         """Constants: logits [N, C] of batch number `step` of the view."""
-        return ModelOutput(self.memory.ask((self.signature, batch.view, step), batch, self.live))
+
+        def ask() -> Tensor:
+            logits = self.live(batch, step).logits
+            assert logits is not None
+            return logits
+
+        return ModelOutput(self.memory.recall((self.signature, batch.view, step), ask))
