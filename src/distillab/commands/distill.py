@@ -63,6 +63,8 @@ def distill_flags(words: Sequence[str]) -> Any:
     Raises:
         ConfigError: No such method or recipe.
     """
+    if not HELP_WORDS.isdisjoint(words) and not any(word.partition("=")[0] == "--method" for word in words):
+        return GeneralFlags
     chosen: dict[str, Any] = {}
     probe = App(help_flags=(), version_flags=(), exit_on_error=False, print_error=False, verbose=False)
 
@@ -75,8 +77,6 @@ def distill_flags(words: Sequence[str]) -> Any:
     except CycloptsError:
         return GeneralFlags  # with these the same complaint comes again, by its proper name
     command(*bound.args, **bound.kwargs)
-    if chosen["method"] is None and not HELP_WORDS.isdisjoint(words):
-        return GeneralFlags
     # Whether its code may run is decided when the recipe is used; here only the method's name is of interest.
     values = load_recipe(chosen["recipe"], allow_code=True) if chosen["recipe"] else {}
     named: dict[str, Any] = {key: values[key] for key in ("method", "stages") if key in values}

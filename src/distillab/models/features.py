@@ -160,12 +160,12 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
     own = getattr(model, "hint_layer", None)
     if isinstance(own, str):
         return own
-    parent = ""
-    maps = _children_with_maps(model, parent, image_size)
-    while len(maps) == 1:
-        [parent] = maps
+    parent, large = "", [""]
+    while len(large) == 1:
+        [parent] = large
         maps = _children_with_maps(model, parent, image_size)
-    large = [name for name, pixels in maps.items() if pixels > 1]
+        # A block may end in a map of one pixel and hold larger ones.
+        large = [name for name, pixels in maps.items() if pixels > 1] or (list(maps) if len(maps) == 1 else [])
     if large:
         return large[len(large) // 2]
     if parent:
