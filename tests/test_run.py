@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 import tomllib
@@ -19,7 +20,7 @@ from distillab.run import run_distill, run_train
 from distillab.runtime.events import Note
 from distillab.runtime.run_dir import RunDir
 
-NOT_BIT_EXACT = {"timing.jsonl", "env.json", "result.json", "command.txt"}
+NOT_BIT_EXACT = {"log.txt", "timing.jsonl", "env.json", "result.json", "command.txt"}
 
 
 def distill(folder, **flags):
@@ -46,6 +47,8 @@ def test_a_run_folder_holds_all_that_is_needed_to_repeat_and_use_the_run(tmp_pat
         "config.toml",
         "env.json",
         "command.txt",
+        "log.txt",
+        "metrics.csv",
         "metrics.jsonl",
         "timing.jsonl",
         "teacher.safetensors",
@@ -304,3 +307,19 @@ def test_a_layer_that_is_misspelt_is_told_before_anything_is_trained(tmp_path):
         distill(tmp_path / "run", method="fitnet", distill={"guided_layer": "secnd"})
     assert "second" in caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_the_log_and_the_table_tell_what_the_json_lines_tell(tmp_path):
+    folder = distill(tmp_path / "run", method="fitnet").run_dir
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(lines)
+    for row, line in zip(rows, lines, strict=True):
+        assert {name: value for name, value in row.items() if value} == {
+            name: str(value) for name, value in line.items()
+        }
+    log = (folder / "log.txt").read_text().splitlines()
+    epochs = [line for line in log if "  epoch " in line]
+    assert len(epochs) == len(lines)
+    assert "student by fitnet (hint)" in epochs[2]

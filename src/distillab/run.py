@@ -309,6 +309,7 @@ def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Mo
     }
     if scene.run_dir is None:
         return RunResult(None, summary, models)
+    scene.run_dir.write_metrics_table()
     scene.run_dir.write_json("result.json", summary)
     return RunResult(scene.run_dir.path, summary, models)
 

@@ -28,7 +28,7 @@ from distillab.models.classifier import Classifier
 from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
-from distillab.runtime.events import Note, Observer, RunStarted
+from distillab.runtime.events import Event, Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
 from distillab.stages import find_plan
@@ -103,8 +103,14 @@ class Scene:
         if not save_run:
             return
         self.run_dir = RunDir(self.config.output, label=label)
-        self.place = replace(self.place, record=self.run_dir.append_metrics)
-        self.place.observer(RunStarted(self.run_dir.path))
+        observer, log = self.place.observer, self.run_dir.log
+
+        def observe(event: Event) -> None:
+            observer(event)
+            log(event)
+
+        self.place = replace(self.place, record=self.run_dir.append_metrics, observer=observe)
+        observe(RunStarted(self.run_dir.path))
         self.run_dir.describe(
             config_toml=to_toml(self.config),
             command=command,

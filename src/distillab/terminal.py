@@ -14,8 +14,18 @@ from rich.console import Console
 from rich.text import Text
 
 from distillab.errors import DistillabError
-from distillab.report.table import Table, percent
-from distillab.runtime.events import EpochEnded, Event, Note, Observer, RunStarted, StageStarted, StepsDone
+from distillab.report.table import Table
+from distillab.runtime.events import (
+    EpochEnded,
+    Event,
+    Note,
+    Observer,
+    RunStarted,
+    StageStarted,
+    StepsDone,
+    describe_values,
+    in_words,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -139,31 +149,9 @@ class _Lines:
         self._console = console
 
     def __call__(self, event: Event) -> None:
-        match event:
-            case Note(text=text):
-                self._write(text)
-            case StageStarted():
-                self._write(f"{event.title}: {event.epochs} epochs of {event.steps_per_epoch} steps")
-            case EpochEnded():
-                epoch = f"{event.epoch:>{len(str(event.epochs))}}/{event.epochs}"
-                self._write(f"{event.title}  epoch {epoch}  {describe_values(event.values)}".rstrip())
-
-    def _write(self, text: str) -> None:
-        self._console.out(printable(text), highlight=False)
-
-
-def describe_values(values: Mapping[str, float]) -> str:
-    """The numbers of an epoch in words: loss, accuracies, seconds; what is absent is left out."""
-    words = []
-    if "loss" in values:
-        words.append(f"loss {values['loss']:.4f}")
-    if "train_top1" in values:
-        words.append(f"train {percent(values['train_top1'])}%")
-    if "validation_top1" in values:
-        words.append(f"validation {percent(values['validation_top1'])}%")
-    if "seconds" in values:
-        words.append(f"{values['seconds']:.1f} s")
-    return "  ".join(words)
+        text = in_words(event)
+        if text is not None:
+            self._console.out(printable(text), highlight=False)
 
 
 @contextlib.contextmanager

@@ -72,3 +72,30 @@ Observer = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The observer that says nothing."""
+
+
+def in_words(event: Event) -> str | None:
+    """An event as one line of a log; None for those that are too many or say nothing to a reader."""
+    match event:
+        case Note(text=text):
+            return text
+        case StageStarted():
+            return f"{event.title}: {event.epochs} epochs of {event.steps_per_epoch} steps"
+        case EpochEnded():
+            epoch = f"{event.epoch:>{len(str(event.epochs))}}/{event.epochs}"
+            return f"{event.title}  epoch {epoch}  {describe_values(event.values)}".rstrip()
+    return None
+
+
+def describe_values(values: Mapping[str, float]) -> str:
+    """The numbers of an epoch in words: loss, accuracies, seconds; what is absent is left out."""
+    words = []
+    if "loss" in values:
+        words.append(f"loss {values['loss']:.4f}")
+    if "train_top1" in values:
+        words.append(f"train {values['train_top1']:.1%}")
+    if "validation_top1" in values:
+        words.append(f"validation {values['validation_top1']:.1%}")
+    if "seconds" in values:
+        words.append(f"{values['seconds']:.1f} s")
+    return "  ".join(words)

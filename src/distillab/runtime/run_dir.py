@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -19,6 +21,7 @@ import torch
 
 from distillab import __version__
 from distillab.errors import RunDirInUseError, StorageError
+from distillab.runtime.events import Event, in_words
 from distillab.runtime.files import storage_error, write_text
 
 RUNS = Path("runs")
@@ -27,8 +30,9 @@ RUNS = Path("runs")
 class RunDir:
     """A folder that one process owns while it runs.
 
-    Files: `config.toml` (a valid recipe), `env.json`, `command.txt`, `metrics.jsonl` (one JSON object an epoch),
-    weights as `<role>.safetensors`, and `result.json`, which is written last: where it stands, the run is complete.
+    Files: `config.toml` (a valid recipe), `env.json`, `command.txt`, `log.txt`, `metrics.jsonl` (one JSON object an
+    epoch), `timing.jsonl`, `metrics.csv`, weights as `<role>.safetensors`, and `result.json`, which is written last:
+    where it stands, the run is complete.
 
     Args:
         path: The folder itself; it must be new or empty. None: a new one under `runs/` whose name holds `label`.
@@ -41,6 +45,7 @@ class RunDir:
 
     def __init__(self, path: Path | None, *, label: str) -> None:
         self.path = _make_named(label) if path is None else claim_dir(path)
+        self._metrics: list[Mapping[str, Any]] = []
         self._lock = filelock.FileLock(self.path / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -71,14 +76,30 @@ class RunDir:
         """Add one epoch's numbers to `metrics.jsonl`; its seconds, which no two runs share, to `timing.jsonl`."""
         where = {key: record[key] for key in ("stage", "epoch")}
         numbers = {key: value for key, value in record.items() if key != "seconds"}
-        self._append("metrics.jsonl", numbers)
-        self._append("timing.jsonl", {**where, "seconds": record["seconds"]})
+        self._append("metrics.jsonl", json.dumps(numbers, sort_keys=True))
+        self._append("timing.jsonl", json.dumps({**where, "seconds": record["seconds"]}, sort_keys=True))
+        self._metrics.append(numbers)
 
-    def _append(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_metrics_table(self) -> None:
+        """Write all numbers of all epochs as `metrics.csv`, for spreadsheets; what a stage does not have is empty."""
+        columns = dict.fromkeys(name for numbers in self._metrics for name in numbers)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._metrics)
+        write_text(self.path / "metrics.csv", text.getvalue())
+
+    def log(self, event: Event) -> None:
+        """Add what a reader wants to know to `log.txt`, a line an event, with the time."""
+        text = in_words(event)
+        if text is not None:
+            self._append("log.txt", f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {text}")
+
+    def _append(self, name: str, line: str) -> None:
         path = self.path / name
         try:
             with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(content, sort_keys=True) + "\n")
+                stream.write(line + "\n")
         except OSError as error:
             raise storage_error(error, path) from error
 
