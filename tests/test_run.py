@@ -16,7 +16,7 @@ from distillab.inference import evaluate_file, predict_files
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.weights import load_model, save_weights
 from distillab.preview import preview
-from distillab.run import run_distill, run_train
+from distillab.run import run_one
 from distillab.runtime.events import Note
 from distillab.runtime.run_dir import RunDir
 
@@ -25,11 +25,11 @@ NOT_BIT_EXACT = {"log.txt", "timing.jsonl", "env.json", "result.json", "command.
 
 def distill(folder, **flags):
     config = resolve_distill(tiny.RECIPE, {"output": folder, **flags})
-    return run_distill(config, allow_code=True, command=["distillab", "distill"])
+    return run_one(config, allow_code=True, command=["distillab", "distill"])
 
 
 def train(folder, **flags):
-    return run_train(resolve_train(tiny.RECIPE, {"output": folder, **flags}), allow_code=True)
+    return run_one(resolve_train(tiny.RECIPE, {"output": folder, **flags}), allow_code=True)
 
 
 def without_times(result: dict) -> dict:
@@ -101,7 +101,7 @@ def test_another_seed_gives_another_student(tmp_path):
 def test_the_config_of_a_run_repeats_it(tmp_path):
     first = distill(tmp_path / "a", method="mbd-soft", distill={"temperature": 2.0})
     recipe = load_recipe(str(tmp_path / "a"), allow_code=True)
-    again = run_distill(resolve_distill(recipe, {"output": tmp_path / "b"}), allow_code=True)
+    again = run_one(resolve_distill(recipe, {"output": tmp_path / "b"}), allow_code=True)
     assert without_times(again.summary) == without_times(first.summary)
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["distill"]["temperature"] == 2.0
 
@@ -145,7 +145,7 @@ def test_without_validation_nothing_is_chosen(tmp_path):
 
 def test_nothing_is_written_where_nothing_is_to_be_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run_train(resolve_train(tiny.RECIPE, {}), allow_code=True, save_run=False)
+    result = run_one(resolve_train(tiny.RECIPE, {}), allow_code=True, save_run=False)
     assert result.run_dir is None
     assert result.summary["weights"] is None
     assert result.summary["best"]["weights"] is None
@@ -230,7 +230,7 @@ def test_a_run_folder_is_given_up_also_when_it_cannot_be_described(tmp_path, mon
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-@pytest.mark.parametrize("look", [preview, run_distill])
+@pytest.mark.parametrize("look", [preview, run_one])
 def test_all_models_that_learn_decide_on_the_size_of_images(look, monkeypatch):
     small = ModelInfo("small", "assistant", "normal", "", parameters=0, macs=0, builder=tiny.build, input_size=16)
     monkeypatch.setitem(MODELS, "small", small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -10,38 +11,53 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from distillab import cli
 from distillab.errors import DistillabError
-from distillab.terminal import Screen, one_line
 
-Program = Callable[[Sequence[str], Screen], None]
+if TYPE_CHECKING:
+    from distillab.terminal import Screen
+
+Program = Callable[[Sequence[str], "Screen"], None]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _TERMINATED = 143
 
 
-def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
+def main(words: Sequence[str] | None = None, program: Program | None = None) -> int:
     """Run a command line to its end.
 
     Args:
         words: Those after the program's name; the process's own if None.
-        program: What gives them a meaning.
+        program: What gives them a meaning; the command `distillab` if None.
 
     Returns:
         0 done; 1 a bug, its traceback kept in a file; an error's own code (see `errors.py`); 130 Ctrl-C;
         141 the reader of stdout went away; 143 SIGTERM.
     """
-    # Read when torch is loaded. Threads that spin for long while they wait make a busy machine many times slower: see
-    # docs/decisions/0006-waiting-threads.md.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGTERM, _terminate)
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    screen = Screen()
+    # Start-up makes many objects and next to no garbage; to look for it takes a tenth of `--help`'s time. `dispatch`
+    # switches the collector on again when a command starts. Hence the imports here, and not above.
+    gc.disable()
     try:
-        program(list(sys.argv[1:] if words is None else words), screen)
+        from distillab import cli
+        from distillab.terminal import Screen
+
+        # Read when torch is loaded. Threads that spin for long while they wait make a busy machine many times slower:
+        # see docs/decisions/0006-waiting-threads.md.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        signal.signal(signal.SIGTERM, _terminate)
+        for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        return _exit_code(program or cli.run, list(sys.argv[1:] if words is None else words), Screen())
+    finally:
+        gc.enable()
+
+
+def _exit_code(program: Program, words: Sequence[str], screen: Screen) -> int:
+    """Run a program; what ends it is told to the user and turned into a number."""
+    try:
+        program(words, screen)
         sys.stdout.flush()
     except DistillabError as error:
         screen.complain(error)
@@ -54,6 +70,8 @@ def main(words: Sequence[str] | None = None, program: Program = cli.run) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
+        from distillab.terminal import one_line
+
         place = _keep_traceback(screen.run_dir)
         print(f"internal error: {type(error).__name__}: {one_line(str(error))} (this is a bug)", file=sys.stderr)
         print(f"  where: {place}", file=sys.stderr)

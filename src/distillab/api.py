@@ -27,17 +27,18 @@ from distillab.data.dataset import Dataset
 from distillab.errors import ConfigError, ShapeError
 from distillab.evaluation.evaluate import Evaluation
 from distillab.evaluation.evaluate import evaluate as evaluate_batches
-from distillab.execution import Trained, Workplace, carry_out, train_alone
+from distillab.execution import Job, Trained, carry_out, train_alone
+from distillab.feeding import build_feed
 from distillab.models.classifier import IDENTITY, Classifier, evaluation_mode, set_normalization
 from distillab.models.features import forward_features
+from distillab.preparation import Workplace
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Observer, silent
-from distillab.scene import build_feed
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
 from distillab.tensors import check_logits
 from distillab.training.config import Role
-from distillab.training.trainer import Feed, StageReport
+from distillab.training.stage import Feed, StageReport
 
 Loader = Any
 """Whatever `LoaderBatches` takes: an iterable with a length that gives (images, labels)."""
@@ -159,7 +160,7 @@ def distill(
         regime = regime_of(config)
         place = Workplace(feed, seed, compute, observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
-        trained = carry_out(plan, chosen, models=models, regimes=regimes, place=place)
+        trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)
     stages = tuple(report for one in trained.values() for report in one.stages)
     seconds = sum(one.seconds for one in trained.values())
@@ -294,7 +295,6 @@ def _loaders_feed(
         statistics=training,
         num_classes=num_classes,
         image_size=first.images.shape[-1],
-        signature="",
     )
 
 

@@ -113,10 +113,10 @@ def train(
     path = flags.file(model_size)
     _check_writable(path)
     flags.check_classes(config)
-    from distillab.run import run_train
+    from distillab.run import run_one
 
     with screen.watching() as observer:
-        result = run_train(config, observer=observer, save_run=False)
+        result = run_one(config, observer=observer, save_run=False)
     _save(result.models[role], path, result.summary)
     show_run(screen, result, f"saved: {path}")
 
@@ -142,10 +142,10 @@ def train_kd(
     config = resolve_distill(flags.recipe(), {**flags.values(), "method": kd, "teacher": str(weights.absolute())})
     _check_writable(flags.file("student", kd))
     flags.check_classes(config)
-    from distillab.run import run_distill
+    from distillab.run import run_one
 
     with screen.watching() as observer:
-        result = run_distill(config, observer=observer, save_run=False)
+        result = run_one(config, observer=observer, save_run=False)
     saved = []
     for size in ("ta", "student"):
         if (model := result.models.get(_ROLES[size])) is not None:

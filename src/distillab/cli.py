@@ -16,6 +16,7 @@ _VERBS = (
     ("evaluate", "using:evaluate", "Measure a saved model on test images."),
     ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
     ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
+    ("bench", "bench:bench", "Time the classic training loop and our own in turns: images/s, memory, bounds."),
     ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
 )
 _ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES..."}
@@ -42,6 +43,10 @@ _EXAMPLES = {
   distillab predict runs/student cat.png dog.png --json""",
     "demo": """\
   distillab demo --output runs/demo --json > demo.json""",
+    "bench": """\
+  distillab bench
+  distillab bench --work cnn8-cnn16,cnn8 --method st,alone --batch-size 128 --json > bench.json
+  distillab bench --work cnn8-cnn16 --method st --profile trace.json""",
     "doctor": """\
   distillab doctor""",
     "list": """\

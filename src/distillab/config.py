@@ -45,6 +45,18 @@ class RunConfig(Section):
     output: Path | None = Field(None, description="The run folder; made under runs/ if not given.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of initial weights, order and augmentation.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    views: int | None = Field(
+        None, ge=1, description="Augment every image in so many ways, over and over; a new one each epoch if not given."
+    )
+    cache_gib: float = Field(
+        4.0,
+        ge=0.0,
+        le=4096.0,
+        description="Disk space for teachers' logits, under the data folder; 0 keeps none there.",
+    )
+    resident_gib: float | None = Field(
+        None, ge=0.0, le=4096.0, description="Stream image sets larger than this; chosen by the device if not given."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; one a core if not given.")
     split: SplitConfig = Field(default_factory=SplitConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distillab.config import load_recipe, resolve_distill, resolve_train
-from distillab.guidance.cache import LogitsMemory
-from distillab.run import RunResult, run_distill, run_train
+from distillab.errors import NonFiniteLossError
+from distillab.outcome import RunResult
+from distillab.run import AnyConfig, run_one, run_together
 from distillab.runtime.events import Observer, silent
 from distillab.runtime.run_dir import RUNS, claim_dir, new_run_name
 from distillab.stages import PLANS
@@ -22,7 +23,7 @@ def run_demo(
     """Train everything that the table compares, each in a run folder of its own.
 
     The student alone has the schedule, epochs, initial weights, order and views of the distilled ones. The teacher is
-    trained once; its answers are remembered, since every student sees the same batches.
+    trained once; then all students are trained together on the same batches.
 
     Args:
         output: Folder for the run folders; a new one under `runs/` if None.
@@ -41,18 +42,20 @@ def run_demo(
     def flags(name: str, **more: Any) -> dict[str, Any]:
         return {"seed": seed, "device": device, "output": folder / name, **more}
 
-    teacher = run_train(resolve_train(recipe, flags("teacher", role="teacher")), observer=observer)
+    teacher = run_one(resolve_train(recipe, flags("teacher", role="teacher")), observer=observer)
+    configs: list[AnyConfig] = [
+        resolve_train(recipe, flags("alone", role="student")),
+        *(resolve_distill(recipe, flags(name, method=name, teacher=str(folder / "teacher"))) for name in PLANS),
+    ]
     rows = [_row("teacher", teacher)]
-    alone = run_train(resolve_train(recipe, flags("alone", role="student")), observer=observer)
-    rows.append(_row("alone", alone))
-    memory = LogitsMemory()
-    for name in PLANS:
-        config = resolve_distill(recipe, flags(name, method=name, teacher=str(folder / "teacher")))
-        result = run_distill(config, observer=observer, memory=memory)
-        rows.append(_row(name, result))
+    outcomes = run_together(configs, observer=observer)
+    for name, outcome in zip(("alone", *PLANS), outcomes, strict=True):
+        if isinstance(outcome, NonFiniteLossError):
+            raise outcome
+        rows.append(_row(name, outcome))
     return {
         "rows": rows,
-        "noise": alone.summary["noise"],
+        "noise": teacher.summary["noise"],
         "output": str(folder),
         "seconds": time.perf_counter() - started,
     }

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from torch import nn
 
-from distillab.errors import ConfigError, ShapeError, nearest
+from distillab.errors import ConfigError, NonFiniteLossError, ShapeError
 from distillab.evaluation.evaluate import Evaluation
-from distillab.guidance.cache import LogitsMemory, RememberedTeacher
-from distillab.guidance.live import Guidance, LiveTeacher
-from distillab.methods.base import Method, method_class
-from distillab.models.features import default_hint_layer, probe_features, tappable_layers
-from distillab.models.weights import weights_sha256
-from distillab.runtime.device import Compute
-from distillab.runtime.events import Observer, silent
-from distillab.runtime.reproducibility import seeded
+from distillab.preparation import Workplace, baseline_stage, planned_stages
 from distillab.settings import Section
-from distillab.stages import Plan, stage_method
-from distillab.stages import Stage as PlannedStage
+from distillab.stages import Plan
 from distillab.training.config import Regime, Role
-from distillab.training.step import Learner
-from distillab.training.trainer import Best, Feed, Record, Stage, StageReport, fit
-
-BASELINE = "cross_entropy"
-"""The method of a model that is trained alone."""
+from distillab.training.stage import Best, Stage, StageReport
+from distillab.training.trainer import Lane, fit_together
 
 
 @dataclass(frozen=True)
@@ -55,40 +44,39 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """What all stages of a run share.
+class Job:
+    """One student's training: by a plan, or alone.
 
     Attributes:
-        feed: Images.
-        seed: Of adapters and dropout.
-        compute: Device and precision.
-        observer: Is told of progress.
-        record: Takes each epoch's numbers, or None.
-        memory: Remembers teachers' logits for as long as it is passed on, or None.
+        models: "teacher" (trained, left as it is), "student" and, where the plan has one, "assistant" (both trained
+            in place); of a job without a plan the one role that learns.
+        regimes: How each role that learns is trained.
+        place: Images, seed, device; jobs that are carried out together have these in common, but each its observer.
+        plan: None: the model learns from labels only.
+        options: The methods' own settings.
     """
 
-    feed: Feed
-    seed: int
-    compute: Compute
-    observer: Observer = silent
-    record: Record | None = None
-    memory: LogitsMemory | None = None
+    models: Mapping[Role, nn.Module]
+    regimes: Mapping[Role, Regime]
+    place: Workplace
+    plan: Plan | None = None
+    options: Section | Mapping[str, Any] = field(default_factory=dict)
 
-    def take(self, model: nn.Module) -> nn.Module:
-        """Bring a model to the device, in the memory format that is fast there."""
-        return model.to(self.compute.device, memory_format=self.compute.memory_format)  # type: ignore[call-overload, no-any-return]
+    @property
+    def learners(self) -> tuple[Role, ...]:
+        """Who learns, in order."""
+        return tuple(self.models) if self.plan is None else self.plan.learners
 
-    def run(self, stage: Stage, regime: Regime) -> StageReport:
-        """Train one stage."""
-        return fit(
-            stage,
-            self.feed,
-            regime,
-            seed=self.seed,
-            compute=self.compute,
-            observer=self.observer,
-            record=self.record,
-        )
+    def stages(self, role: Role) -> Iterator[tuple[Stage, Regime]]:
+        """The stages of one role, each made ready when it is asked for: after those before it have been run."""
+        regime = self.regimes[role]
+        if self.plan is None:
+            yield baseline_stage(self.models[role], regime, self.place, role=role), regime
+            return
+        for stage in planned_stages(
+            self.plan, self.options, role, models=self.models, regimes=self.regimes, place=self.place
+        ):
+            yield stage, regime
 
 
 def train_alone(model: nn.Module, regime: Regime, place: Workplace, *, role: Role = "student") -> Trained:
@@ -99,41 +87,15 @@ def train_alone(model: nn.Module, regime: Regime, place: Workplace, *, role: Rol
         regime: How.
         place: Images, seed, device.
         role: Named in the log.
+
+    Raises:
+        NonFiniteLossError: A loss term or the gradient became NaN or infinite.
     """
-    report = place.run(baseline_stage(model, regime, place, role=role), regime)
-    return Trained(model.eval(), (report,), report.seconds)
+    return carry_out(Job({role: model}, {role: regime}, place))[role]
 
 
-def baseline_stage(model: nn.Module, regime: Regime, place: Workplace, *, role: Role) -> Stage:
-    """The one stage of a model that learns from labels only."""
-    kind = method_class(BASELINE)
-    return Stage(
-        learner=Learner(place.take(model)),
-        method=kind(kind.Config()),
-        guidance=None,
-        epochs=regime.training.epochs,
-        title=f"{role} alone",
-        role=role,
-    )
-
-
-def carry_out(
-    plan: Plan,
-    options: Section | Mapping[str, Any],
-    *,
-    models: Mapping[Role, nn.Module],
-    regimes: Mapping[Role, Regime],
-    place: Workplace,
-) -> dict[Role, Trained]:
-    """Carry out a plan.
-
-    Args:
-        plan: Its stages, in order.
-        options: The methods' own settings.
-        models: "teacher" (trained, left as it is), "student" and, where the plan has one, "assistant" (both trained
-            in place).
-        regimes: One for each role that learns.
-        place: Images, seed, device.
+def carry_out(job: Job) -> dict[Role, Trained]:
+    """Carry out one job.
 
     Returns:
         The roles that learnt.
@@ -141,147 +103,64 @@ def carry_out(
     Raises:
         ConfigError: A role or layer is missing.
         ShapeError: The teacher's classes are others than the data's.
+        NonFiniteLossError: A loss term or the gradient became NaN or infinite.
     """
-    reports: dict[Role, list[StageReport]] = {}
-    learns = [(parameter, parameter.requires_grad) for model in models.values() for parameter in model.parameters()]
+    outcome = carry_out_together([job])[0]
+    if isinstance(outcome, NonFiniteLossError):
+        raise outcome
+    return outcome
+
+
+def carry_out_together(jobs: Sequence[Job]) -> list[dict[Role, Trained] | NonFiniteLossError]:
+    """Carry out some jobs on the same batches: see `fit_together`. First all assistants learn, then all students.
+
+    Returns:
+        Of each job the roles that learnt, or why it ended before its time.
+
+    Raises:
+        ConfigError: A role or layer is missing.
+        ShapeError: The teacher's classes are others than the data's.
+    """
+    parameters = [p for job in jobs for model in job.models.values() for p in model.parameters()]
+    learns = [(parameter, parameter.requires_grad) for parameter in parameters]
+    outcomes: list[dict[Role, Trained] | NonFiniteLossError] = [{} for _ in jobs]
+    for job in jobs:
+        _check_models(job)
     try:
-        for stage in planned_stages(plan, options, models=models, regimes=regimes, place=place):
-            reports.setdefault(stage.role, []).append(place.run(stage, regimes[stage.role]))
+        for role in get_args(Role):
+            taking_part = [
+                (number, Lane(job.stages(role), job.place.observer, job.place.record))
+                for number, job in enumerate(jobs)
+                if role in job.learners and not isinstance(outcomes[number], NonFiniteLossError)
+            ]
+            if not taking_part:
+                continue
+            place = jobs[0].place
+            fit_together([lane for _, lane in taking_part], place.feed, seed=place.seed, compute=place.compute)
+            for number, lane in taking_part:
+                outcome = outcomes[number]
+                if lane.error is not None:
+                    outcomes[number] = lane.error
+                elif not isinstance(outcome, NonFiniteLossError):
+                    seconds = sum(report.seconds for report in lane.reports)
+                    outcome[role] = Trained(jobs[number].models[role].eval(), tuple(lane.reports), seconds)
     finally:
         for parameter, before in learns:  # whoever guided was frozen
             parameter.requires_grad_(before)
-    return {
-        role: Trained(models[role].eval(), tuple(done), sum(report.seconds for report in done))
-        for role, done in reports.items()
-    }
+    return outcomes
 
 
-def planned_stages(
-    plan: Plan,
-    options: Section | Mapping[str, Any],
-    *,
-    models: Mapping[Role, nn.Module],
-    regimes: Mapping[Role, Regime],
-    place: Workplace,
-) -> Iterator[Stage]:
-    """The stages of a plan, each made ready when it is asked for: after those before it have been run.
-
-    Args and errors are those of `carry_out`.
-    """
-    values = options.model_dump() if isinstance(options, Section) else dict(options)
-    for role in {"teacher", *(stage.student for stage in plan.stages)}:
-        if role not in models:
-            raise ConfigError(f"plan '{plan.name}' needs a model for the {role}", where=role)
-    _check_classes(models["teacher"], place)
-    for model in models.values():
-        place.take(model)
-    learners: tuple[Role, ...] = ("assistant", "student")
-    for role in learners:
-        planned = plan.stages_of(role)
-        if not planned:
-            continue
-        training = regimes[role].training
-        epochs = plan.epochs_of(role, training.epochs, each=training.stage_epochs == "each")
-        for number, stage in enumerate(planned):
-            yield _prepare(
-                plan,
-                stage,
-                stage_method(stage, values),
-                teacher=models[stage.teacher],
-                student=models[role],
-                epochs=epochs[number],
-                first_epoch=sum(epochs[:number]),
-                final=number == len(planned) - 1,
-                place=place,
-            )
-
-
-def check_layers(plan: Plan, options: Mapping[str, Any], models: Mapping[Role, nn.Module]) -> None:
-    """Refuse layers that a model does not have, before anything is trained.
-
-    Args:
-        plan: Its methods may read layers.
-        options: The methods' own settings, which may name them.
-        models: All roles of the plan.
-
-    Raises:
-        ConfigError: Naming the nearest right layer.
-    """
-    for stage in plan.stages:
-        roles = (stage.teacher, stage.student)
-        for role, layer in zip(roles, stage_method(stage, options).layers() or (), strict=False):
-            known = tappable_layers(models[role])
-            if layer is not None and layer not in known:
-                raise ConfigError(f"the {role} has no layer '{layer}'", where="distill", hint=nearest(layer, known))
-
-
-def _prepare(
-    plan: Plan,
-    stage: PlannedStage,
-    method: Method[Any],
-    *,
-    teacher: nn.Module,
-    student: nn.Module,
-    epochs: int,
-    first_epoch: int,
-    final: bool,
-    place: Workplace,
-) -> Stage:
-    """Turn one stage of a plan into models, adapters and guidance that can run."""
-    size = place.feed.image_size
-    stop = method.stops_at_layer()
-    if stop and final:
-        raise ConfigError(
-            f"'{method.name}' ends at a layer, so the {stage.student}'s last stage cannot be it",
-            where="stages",
-            hint="add a stage after it, such as soft_target",
-        )
-    teacher_layers: tuple[str, ...] = ()
-    student_layer: str | None = None
-    adapter: nn.Module | None = None
-    wanted = method.layers()
-    if wanted is not None:
-        teacher_layer = wanted[0] or default_hint_layer(teacher, size)
-        student_layer = wanted[1] or default_hint_layer(student, size)
-        teacher_layers = (teacher_layer,)
-        with seeded(place.seed, "adapter", stage.student, first_epoch):
-            adapter = method.adapter(
-                probe_features(student, [student_layer], size)[student_layer],
-                probe_features(teacher, [teacher_layer], size)[teacher_layer],
-            )
-    learner = Learner(student, layer=student_layer, adapter=adapter, stop=stop)
-    place.take(learner)
-    several = len(plan.stages_of(stage.student)) > 1
-    title = f"{stage.student} by {plan.name}" + (f" ({method.name.replace('_', ' ')})" if several else "")
-    return Stage(
-        learner=learner,
-        method=method,
-        guidance=_guidance(method, teacher, teacher_layers, stop, place),
-        epochs=epochs,
-        title=title,
-        role=stage.student,
-        first_epoch=first_epoch,
-        final=final,
-    )
-
-
-def _guidance(
-    method: Method[Any], teacher: nn.Module, layers: tuple[str, ...], stop: bool, place: Workplace
-) -> Guidance | None:
-    if not method.needs_teacher:
-        return None
-    live = LiveTeacher(teacher, layers=layers, stop=stop, compute=place.compute)
-    if layers or place.memory is None or not place.feed.signature:
-        return live
-    signature = f"{weights_sha256(teacher)} {place.feed.signature} {place.compute.autocast_dtype}"
-    return RememberedTeacher(live, place.memory, signature)
-
-
-def _check_classes(teacher: nn.Module, place: Workplace) -> None:
-    known = getattr(teacher, "num_classes", None)
-    if known is not None and known != place.feed.num_classes:
+def _check_models(job: Job) -> None:
+    """See that all roles of a plan are there, and know the same classes."""
+    if job.plan is None:
+        return
+    for role in ("teacher", *job.plan.learners):
+        if role not in job.models:
+            raise ConfigError(f"plan '{job.plan.name}' needs a model for the {role}", where=role)
+    known = getattr(job.models["teacher"], "num_classes", None)
+    if known is not None and known != job.place.feed.num_classes:
         raise ShapeError(
-            f"the teacher knows {known} classes, the data has {place.feed.num_classes}",
+            f"the teacher knows {known} classes, the data has {job.place.feed.num_classes}",
             where="teacher",
             hint="take a teacher of the same classes, or train one: give a model name such as cnn8",
         )

@@ -18,12 +18,12 @@ from distillab.errors import ConfigError, DataError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.evaluation.evaluate import evaluate
 from distillab.evaluation.metrics import noise_in_words
+from distillab.feeding import check_fits
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, cpu_threads
 from distillab.runtime.events import Observer, silent
-from distillab.scene import check_fits
 
 
 def evaluate_file(

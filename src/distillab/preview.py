@@ -10,13 +10,15 @@ from torch import nn
 
 from distillab.config import DistillConfig, TrainConfig, alone, is_weight_source, regime_of, settings_of
 from distillab.evaluation.cost import count_macs, count_parameters
-from distillab.execution import baseline_stage, planned_stages
+from distillab.execution import Job
+from distillab.preparation import baseline_stage
 from distillab.run import build_models, learners_regimes
 from distillab.runtime.events import Observer, silent
 from distillab.scene import Scene, open_scene
 from distillab.stages import find_plan
 from distillab.training.config import Regime, Role
-from distillab.training.trainer import Stage, seconds_per_step
+from distillab.training.stage import Stage
+from distillab.training.trainer import seconds_per_step
 
 
 def preview(
@@ -64,8 +66,9 @@ def _distill(
         regime = regime_of(alone(config, "teacher"))
         first = [(baseline_stage(models["teacher"], regime, scene.place, role="teacher"), regime)]
     plan = find_plan(config.method, config.stages)
-    rest = planned_stages(plan, config.distill, models=models, regimes=regimes, place=scene.place)
-    return list(models.items()), itertools.chain(first, ((stage, regimes[stage.role]) for stage in rest))
+    job = Job(models, regimes, scene.place, plan, config.distill)
+    rest = itertools.chain.from_iterable(job.stages(role) for role in job.learners)
+    return list(models.items()), itertools.chain(first, rest)
 
 
 def _describe(scene: Scene, stage: Stage, regime: Regime) -> dict[str, Any]:

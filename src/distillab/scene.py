@@ -6,37 +6,31 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillab.config import DistillConfig, RunConfig, TrainConfig, settings_of, to_toml
-from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
+from distillab.config import DistillConfig, TrainConfig, settings_of, to_toml
 from distillab.data.catalog import open_dataset
-from distillab.data.dataset import Dataset, ImageSet
-from distillab.data.splits import validation_split
-from distillab.errors import DataError, ShapeError
-from distillab.evaluation.evaluate import Evaluation, evaluate
-from distillab.execution import Workplace
-from distillab.guidance.cache import LogitsMemory
-from distillab.models.catalog import MODELS, build_model
-from distillab.models.classifier import Classifier
+from distillab.data.config import AugmentConfig
+from distillab.data.dataset import Dataset
+from distillab.errors import ConfigError
+from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
+from distillab.feeding import build_feed, common_image_size
+from distillab.guidance.cache import LogitsCache, teacher_sha256
+from distillab.models.catalog import build_model
 from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
-from distillab.runtime.device import Compute, choose_compute, cpu_threads
+from distillab.preparation import Workplace
+from distillab.runtime.device import choose_compute, choose_execution, cpu_threads
 from distillab.runtime.events import Event, Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
 from distillab.stages import find_plan
 from distillab.training.config import Role
-from distillab.training.trainer import Feed
-
-_EVALUATION_BATCH = 512
-_STATISTICS_IMAGES = 4096
+from distillab.training.stage import Feed
 
 
 @dataclass
@@ -118,11 +112,89 @@ class Scene:
             threads=torch.get_num_threads(),
         )
 
+    def close(self) -> None:
+        """Give the run folder free."""
+        if self.run_dir:
+            self.run_dir.release()
+
+    def teacher_test_logits(self, teacher: nn.Module) -> Tensor:
+        """Logits [N, C] of the test images, by which the others are compared with their teacher."""
+        test, place = self.feed.test, self.place
+        assert test is not None
+
+        def ask() -> Tensor:
+            return collect_logits(teacher, test, autocast_dtype=place.compute.autocast_dtype)[0]
+
+        assert place.cache is not None
+        assert self.feed.key is not None
+        key = replace(
+            self.feed.key,
+            teacher=teacher_sha256(teacher),
+            images="test",
+            num_samples=len(self.dataset.test),
+            augment=AugmentConfig(),
+        )
+        return place.cache.recall(key, ask).to(place.compute.device)
+
     def test(self, model: nn.Module) -> Evaluation:
         """Read the test set with a model, compared with the teacher if its logits are known."""
         assert self.feed.test is not None
         dtype = self.place.compute.autocast_dtype
         return evaluate(model, self.feed.test, teacher_logits=self.test_logits, autocast_dtype=dtype)
+
+
+_SHARED = (
+    *("data", "data_dir", "offline", "image_size", "seed", "device", "threads", "views"),
+    *("split", "augment", "cache_gib", "resident_gib"),
+)
+_SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "execution")
+
+
+@contextmanager
+def open_scenes(
+    configs: Sequence[TrainConfig | DistillConfig],
+    observer: Observer,
+    *,
+    allow_code: bool,
+    cache: LogitsCache | None = None,
+) -> Iterator[list[Scene]]:
+    """The surroundings of runs that are carried out together: one data set, one device, the same batches.
+
+    Args:
+        configs: Settings, one a run.
+        observer: Is told of progress.
+        allow_code: Weight files may name code that builds their model.
+        cache: Keeps teachers' logits; None: one as the settings say.
+
+    Raises:
+        ConfigError: They differ in what they are to share.
+        DistillabError: Whatever `open_scene` stumbles over.
+    """
+    first = configs[0]
+    for other in configs[1:]:
+        for name in _SHARED:
+            _check_shared(name, getattr(first, name), getattr(other, name))
+        for name in _SHARED_TRAINING:
+            _check_shared(f"training.{name}", getattr(first.training, name), getattr(other.training, name))
+        if other.output is not None:
+            check_free(other.output)
+    sizes = [config.image_size or common_image_size(_learners(config)) for config in configs]
+    for size in sizes:
+        _check_shared("image_size", sizes[0], size)
+    with open_scene(first, observer, allow_code=allow_code, cache=cache) as scene, ExitStack() as stack:
+        others = [replace(scene, config=config) for config in configs[1:]]
+        for other_scene in others:
+            stack.callback(other_scene.close)
+        yield [scene, *others]
+
+
+def _check_shared(name: str, one: object, other: object) -> None:
+    if one != other:
+        raise ConfigError(
+            f"runs that are trained together see the same batches, but {name} is {one} in one and {other} in another",
+            where=name,
+            hint="give it one value, or train them one after another",
+        )
 
 
 @contextmanager
@@ -131,7 +203,7 @@ def open_scene(
     observer: Observer,
     *,
     allow_code: bool,
-    memory: LogitsMemory | None = None,
+    cache: LogitsCache | None = None,
 ) -> Iterator[Scene]:
     """Everything that can fail before models are built, in the order in which it is cheap to find out.
 
@@ -152,12 +224,17 @@ def open_scene(
             observer=observer,
         )
         feed = build_feed(config, dataset, image_size, compute)
-        scene = Scene(config, dataset, feed, Workplace(feed, config.seed, compute, observer, memory=memory), allow_code)
+        num_steps = config.training.epochs * feed.training.steps_per_epoch
+        execution = choose_execution(config.training.execution, compute.device, num_steps)
+        compute = replace(compute, execution=execution)
+        if cache is None:
+            folder = config.data_dir / "logits" if config.cache_gib else None
+            cache = LogitsCache(folder, limit_bytes=int(config.cache_gib * 2**30), observer=observer)
+        scene = Scene(config, dataset, feed, Workplace(feed, config.seed, compute, observer, cache=cache), allow_code)
         try:
             yield scene
         finally:
-            if scene.run_dir:
-                scene.run_dir.release()
+            scene.close()
 
 
 def _learners(config: TrainConfig | DistillConfig) -> list[str]:
@@ -168,132 +245,14 @@ def _learners(config: TrainConfig | DistillConfig) -> list[str]:
     return [config.student, *([config.assistant] if uses_assistant else [])]
 
 
-def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: str, observer: Observer) -> None:
-    """See that a model that was loaded takes a data set's images and knows its classes.
-
-    Other names for as many classes are let through, and the observer is told.
-
-    Args:
-        model: From a weight file.
-        dataset: What it will look at.
-        image_size: Side of the images that it will get, in pixels.
-        where: The file, for the message.
-        observer: Is told of other names.
-
-    Raises:
-        ShapeError: It takes images of another size, knows another number of classes, or knows them in another order.
-    """
-    if model.image_size != image_size:
-        raise ShapeError(
-            f"the model takes images of {model.image_size}x{model.image_size}, not {image_size}x{image_size}",
-            where=where,
-            hint=f"give --image-size {model.image_size}, if the others take such images too",
-        )
-    if model.num_classes != dataset.num_classes:
-        raise ShapeError(
-            f"the model knows {model.num_classes} classes, the data has {dataset.num_classes}",
-            where=where,
-            hint="give the data that it was trained on: --data",
-        )
-    if model.classes is None or model.classes == dataset.classes:
-        return
-    first = ", ".join(model.classes[:4])
-    if set(model.classes) == set(dataset.classes):
-        raise ShapeError(
-            f"the model has the same classes as the data, but in another order: {first}, ...",
-            where=where,
-            hint="give the data that it was trained on: --data",
-        )
-    observer(Note(f"{where}: the model's classes ({first}, ...) have other names than the data's"))
-
-
-def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Compute) -> Feed:
-    """Cut, order and place the images of a run.
-
-    Raises:
-        DataError: Nothing is left to train on.
-    """
-    train, validation = validation_split(
-        dataset.train.labels,
-        fraction=config.split.validation_fraction,
-        seed=config.split.seed,
-        limit=config.split.train_limit,
-    )
-    if not len(train):
-        raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
-
-    def in_order(
-        images: NDArray[np.uint8] | Tensor, of: ImageSet, indices: NDArray[np.int64] | None
-    ) -> EvaluationBatches:
-        return EvaluationBatches(
-            images,
-            of.labels,
-            indices,
-            batch_size=_EVALUATION_BATCH,
-            device=compute.device,
-            image_size=image_size,
-        )
-
-    images = on_device(dataset.train.images, compute.device)  # once, for all that read them
-    training = TrainingBatches(
-        images,
-        dataset.train.labels,
-        train,
-        batch_size=config.training.batch_size,
-        num_classes=dataset.num_classes,
-        augment=config.augment,
-        label_smoothing=config.training.label_smoothing,
-        seed=config.seed,
-        device=compute.device,
-        image_size=image_size,
-    )
-    # Shuffled: statistics of a batch are those of the data only where its classes are mixed as the data's are.
-    some = np.random.default_rng(config.split.seed).permutation(train)[:_STATISTICS_IMAGES]
-    return Feed(
-        training=training,
-        validation=in_order(images, dataset.train, validation) if len(validation) else None,
-        test=in_order(dataset.test.images, dataset.test, None),
-        statistics=in_order(images, dataset.train, some),
-        num_classes=dataset.num_classes,
-        image_size=image_size,
-        signature=_feed_signature(config, dataset, image_size),
-    )
-
-
-def common_image_size(specs: Sequence[str]) -> int:
-    """The size of images that every model takes.
-
-    Raises:
-        ShapeError: They take different ones.
-    """
-    sizes = {spec: MODELS[spec].input_size if spec in MODELS else 32 for spec in specs}
-    if len(set(sizes.values())) > 1:
-        raise ShapeError(
-            f"the models take images of different sizes: {sizes}", where="image_size", hint="give image_size"
-        )
-    return next(iter(sizes.values()))
-
-
 def _run_sha256(config: TrainConfig | DistillConfig, dataset: Dataset, loaded_teacher: nn.Module | None) -> str:
     """Hash of what a run is: its settings less those of place and device, contents in the place of files' paths."""
     settings = settings_of(config)
-    for key in ("output", "data_dir", "offline", "device", "threads"):
+    for key in ("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib"):
         settings.pop(key, None)
+    settings["training"].pop("execution")
     settings["data"] = dataset.sha256
     if loaded_teacher is not None:
         settings.pop("teacher_model", None)
         settings["teacher"] = weights_sha256(loaded_teacher)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _feed_signature(config: RunConfig, dataset: Dataset, image_size: int) -> str:
-    settings = settings_of(config)
-    parts = [
-        dataset.sha256,
-        image_size,
-        settings["augment"],
-        settings["split"],
-        config.training.batch_size,
-        config.seed,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

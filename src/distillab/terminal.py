@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,6 +22,7 @@ from distillab.runtime.events import (
     Note,
     Observer,
     RunStarted,
+    StageEnded,
     StageStarted,
     StepsDone,
     describe_values,
@@ -173,13 +175,11 @@ def _bars(console: Console) -> Iterator[Observer]:
 
 
 class _Bars:
-    """An observer that draws one bar for the stage that is going on; what is done scrolls up as a line."""
+    """An observer that draws one bar for each stage that is going on; what is done scrolls up as a line."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar: TaskID | None = None
-        self._stage: StageStarted | None = None
-        self._values: dict[str, float] = {}
+        self._bars: dict[str, _Bar] = {}  # by title of the stage
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -191,45 +191,49 @@ class _Bars:
                 self._advance(event)
             case EpochEnded():
                 self._end_epoch(event)
+            case StageEnded():
+                self._end(event)
 
     def _begin(self, stage: StageStarted) -> None:
-        self._remove()  # of a stage that stopped early
-        self._stage, self._values = stage, {}
-        self._bar = self._progress.add_task(
+        task = self._progress.add_task(
             printable(stage.title),
             total=stage.epochs * stage.steps_per_epoch,
             epoch=f"epoch 1/{stage.epochs}",
             numbers="",
         )
+        self._bars[stage.title] = _Bar(task, stage.steps_per_epoch)
 
     def _advance(self, event: StepsDone) -> None:
-        assert self._bar is not None
+        bar = self._bars[event.title]
         for name, value in (("loss", event.loss), ("train_top1", event.train_top1)):
             if value is not None:
-                self._values[name] = value
+                bar.values[name] = value
         self._progress.update(
-            self._bar, completed=event.step, total=event.total_steps, numbers=describe_values(self._values)
+            bar.task, completed=event.step, total=event.total_steps, numbers=describe_values(bar.values)
         )
 
     def _end_epoch(self, event: EpochEnded) -> None:
-        assert self._bar is not None
-        assert self._stage is not None
+        bar = self._bars[event.title]
         shown = ("loss", "train_top1", "validation_top1")
-        self._values = {name: event.values[name] for name in shown if name in event.values}
+        bar.values = {name: event.values[name] for name in shown if name in event.values}
         self._progress.update(
-            self._bar,
-            completed=event.epoch * self._stage.steps_per_epoch,
+            bar.task,
+            completed=event.epoch * bar.steps_per_epoch,
             epoch=f"epoch {min(event.epoch + 1, event.epochs)}/{event.epochs}",
-            numbers=describe_values(self._values),
+            numbers=describe_values(bar.values),
         )
-        if event.epoch == event.epochs:
-            self._remove()
-            self._print(f"{event.title}: {event.epochs} epochs  {describe_values(self._values)}")
 
-    def _remove(self) -> None:
-        if self._bar is not None:
-            self._progress.remove_task(self._bar)
-            self._bar = None
+    def _end(self, event: StageEnded) -> None:
+        bar = self._bars.pop(event.title)
+        self._progress.remove_task(bar.task)
+        self._print(f"{event.title}: {event.epochs} epochs  {describe_values(bar.values)}")
 
     def _print(self, text: str) -> None:
         self._progress.console.print(Text(printable(text)), highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Bar:
+    task: TaskID
+    steps_per_epoch: int
+    values: dict[str, float] = field(default_factory=dict)

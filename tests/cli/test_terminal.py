@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from distillab.errors import ConfigError, DistillabError
-from distillab.runtime.events import EpochEnded, Note, StageStarted, StepsDone
+from distillab.runtime.events import EpochEnded, Note, StageEnded, StageStarted, StepsDone
 from distillab.terminal import Screen, error_lines, printable
 
 DISTILLAB = Path(sys.executable).with_name("distillab")
@@ -31,11 +31,12 @@ with screen.watching() as observe:
     observe(StageStarted("student by st [/x]", "student", "soft_target", 2, 3))
     for epoch in (1, 2):
         for step in (1, 2, 3):
-            observe(StepsDone(3 * (epoch - 1) + step, 6, 0.5 / step, 0.9))
+            observe(StepsDone("student by st [/x]", 3 * (epoch - 1) + step, 6, 0.5 / step, 0.9))
             if sys.stderr.isatty():
                 time.sleep(0.12)  # longer than a bar waits before it is drawn again
         values = {"loss": 0.25, "train_top1": 0.875, "validation_top1": 0.5, "seconds": 1.5}
         observe(EpochEnded("student by st [/x]", epoch, 2, values))
+    observe(StageEnded("student by st [/x]", 2))
 screen.show({"top1": 0.5}, Table((Column("class"), Column("top-1 %", True)), (("[/x] " + "wide " * 30, "50.0"),)))
 """
 
@@ -146,7 +147,13 @@ def test_control_characters_are_spelt_out() -> None:
 
 def test_an_event_without_numbers_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen().watching() as observe:
-        for event in (StageStarted("s", "student", "hint", 1, 1), StepsDone(1, 1), Note("n"), EpochEnded("s", 1, 1)):
+        for event in (
+            StageStarted("s", "student", "hint", 1, 1),
+            StepsDone("s", 1, 1),
+            Note("n"),
+            EpochEnded("s", 1, 1),
+            StageEnded("s", 1),
+        ):
             observe(event)
     assert capsys.readouterr().err.splitlines() == ["s: 1 epochs of 1 steps", "n", "s  epoch 1/1"]
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from distillab.errors import ShapeError
 from distillab.models.catalog import build_model
+from distillab.models.dropout import Dropout
 
 # METHODS: trainable parameters with 10 classes, and as usually quoted (with the running means and variances).
 COUNTS = {"cnn8": (4_756_170, 4_760_010), "cnn12": (1_993_162, 1_996_042), "cnn16": (705_402, 707_322)}
@@ -53,7 +54,7 @@ def test_maps_shrink_from_32_to_1(name):
 def test_only_cnn8_drops_out_and_does_so_between_convolution_and_norm():
     dropouts = [m for m in build_model("cnn8", 10).modules() if isinstance(m, nn.Dropout)]
     assert [d.p for d in dropouts] == [0.2] * 8
-    assert [type(m) for m in build_model("cnn8", 10).layer3[1]] == [nn.Conv2d, nn.Dropout, nn.BatchNorm2d, nn.ReLU]
+    assert [type(m) for m in build_model("cnn8", 10).layer3[1]] == [nn.Conv2d, Dropout, nn.BatchNorm2d, nn.ReLU]
     for name in ("cnn12", "cnn16"):
         assert not [m for m in build_model(name, 10).modules() if isinstance(m, nn.Dropout)]
 

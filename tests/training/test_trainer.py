@@ -8,12 +8,12 @@ from torch import nn
 import tiny
 from distillab.config import regime_of, resolve_distill
 from distillab.errors import NonFiniteLossError
-from distillab.execution import Workplace, baseline_stage
+from distillab.feeding import build_feed
 from distillab.models.catalog import build_model
+from distillab.preparation import Workplace, baseline_stage
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
-from distillab.scene import build_feed
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
 from distillab.training.step import Tally
 from distillab.training.trainer import fit, seconds_per_step
@@ -67,8 +67,8 @@ def test_accuracy_counts_the_samples_that_were_trained_on_and_no_others():
     tally = Tally(torch.device("cpu"))
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
     norm = torch.ones(())
-    tally.add({"labels": torch.ones(3)}, norm, logits, torch.tensor([0, 1, 1]), 0)
-    tally.add({"labels": torch.zeros(1)}, norm, logits[:1], torch.tensor([[0.9, 0.1]]), 1)
+    tally.add({"labels": torch.ones(3)}, norm, logits, torch.tensor([0, 1, 1]), torch.tensor(0))
+    tally.add({"labels": torch.zeros(1)}, norm, logits[:1], torch.tensor([[0.9, 0.1]]), torch.tensor(1))
     found = tally.read()
     assert found["train_top1"] == pytest.approx(3 / 4)
     assert found["loss"] == pytest.approx(3 / 4)
@@ -93,7 +93,7 @@ def test_the_first_bad_step_is_found_even_when_read_late():
     tally = Tally(torch.device("cpu"))
     good, bad = torch.ones(2), torch.tensor([1.0, float("nan")])
     for step, (a, b) in enumerate([(good, good), (good, bad), (bad, bad)]):
-        tally.add({"a": a, "b": b}, torch.ones(()), None, torch.zeros(2, dtype=torch.long), step)
+        tally.add({"a": a, "b": b}, torch.ones(()), None, torch.zeros(2, dtype=torch.long), torch.tensor(step))
     assert tally.first_bad() == ("the loss term 'b'", 1)
     assert tally.found_inf.item() == 1.0
 

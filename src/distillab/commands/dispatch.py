@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,10 @@ def dispatch(app: App, words: Sequence[str], screen: Screen) -> None:
     """
     try:
         command, bound, injected = app.parse_args(list(words))
+        # Off since the program began: see `__main__`. What start-up made stays to the end, so it is never looked at
+        # again, not on the way out either.
+        gc.freeze()
+        gc.enable()
         extra = {"screen": screen} if "screen" in injected else {}
         command(*bound.args, **bound.kwargs, **extra)
     except CycloptsError as error:

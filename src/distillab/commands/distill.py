@@ -35,10 +35,10 @@ def distill_command(flags: Any) -> Callable[..., None]:
         if dry_run:
             show_plan(screen, config, allow_code)
             return
-        from distillab.run import run_distill
+        from distillab.run import run_one
 
         with screen.watching() as observer:
-            result = run_distill(config, observer=observer, command=started_with(), allow_code=allow_code)
+            result = run_one(config, observer=observer, command=started_with(), allow_code=allow_code)
         show_run(screen, result)
 
     return distill

@@ -10,7 +10,7 @@ from distillab.report.table import Table, plan_tables, results_table, run_rows
 from distillab.terminal import Screen
 
 if TYPE_CHECKING:
-    from distillab.run import RunResult
+    from distillab.outcome import RunResult
 
 
 def show_run(screen: Screen, result: RunResult, *sentences: str) -> None:

@@ -27,8 +27,8 @@ def train(
     if dry_run:
         show_plan(screen, config, allow_code)
         return
-    from distillab.run import run_train
+    from distillab.run import run_one
 
     with screen.watching() as observer:
-        result = run_train(config, observer=observer, command=started_with(), allow_code=allow_code)
+        result = run_one(config, observer=observer, command=started_with(), allow_code=allow_code)
     show_run(screen, result)

@@ -1,31 +1,34 @@
-"""Batches to train and to evaluate with. The images lie on the device; order and changes are arithmetic."""
+"""Batches to train and to evaluate with, made on the device; order and changes are arithmetic."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillab.data.augment import augment, mix, unit_images
-from distillab.data.batch import UNCHANGED, Batch
+from distillab.data.augment import Augmentation, unit_images
+from distillab.data.batch import UNCHANGED, Batch, Raw
 from distillab.data.config import AugmentConfig
 from distillab.data.hashing import Stream, draws
 from distillab.data.loader import LoaderBatches
+from distillab.data.streaming import ResidentImages, StreamedImages, on_device
 from distillab.errors import ConfigError, DataError
 
-__all__ = ["Batch", "EvaluationBatches", "LoaderBatches", "TrainingBatches", "on_device"]
+__all__ = ["Batch", "EvaluationBatches", "LoaderBatches", "StreamedImages", "TrainingBatches", "on_device"]
+
+_PIXELS_A_BATCH = {"cuda": 1 << 22, "cpu": 1 << 19}
+_FEWEST_A_BATCH = 64
 
 
 class TrainingBatches:
     """Batches of one training set: shuffled, augmented, of one static size.
 
     Batch `step` of epoch `epoch` is a pure function of (seed, epoch, step): a run resumes exactly, a batch can be
-    made again, and every model that is given it sees the same view. All images are put on the device once.
+    made again, and every model that is given it sees the same view. Whether the images lie on the device or are
+    streamed to it makes no difference to any batch.
 
     Each epoch goes through the images once in an order of its own. The last, incomplete batch is dropped; a set that
     is smaller than a batch is one batch.
@@ -36,8 +39,8 @@ class TrainingBatches:
         steps_per_epoch: Batches an epoch.
 
     Args:
-        images: [M, H, H, 3] uint8. On a CPU memory is shared with the array; a tensor that is on the device already
-            is shared too (`on_device`).
+        images: [M, H, H, 3] uint8, which are put on the device, all at once (`on_device`: what is there already is
+            shared); or images that are streamed.
         labels: [M] integers, 0..C-1.
         indices: [K] rows of `images` that are the training set; None for all.
         batch_size: Images a batch.
@@ -47,15 +50,17 @@ class TrainingBatches:
         seed: Of order and augmentation.
         device: Where batches are made.
         image_size: Side S of the batches' images, in pixels.
+        views: How many different augmentations of each image there are, shown in turn, one an epoch; None for as
+            many as epochs.
 
     Raises:
-        ConfigError: The batch size, padding or cutout does not fit.
+        ConfigError: The batch size, number of views, padding or cutout does not fit.
         DataError: There are no images, or they do not fit on the device.
     """
 
     def __init__(
         self,
-        images: NDArray[np.uint8] | Tensor,
+        images: NDArray[np.uint8] | Tensor | StreamedImages,
         labels: NDArray[np.int64] | Tensor,
         indices: NDArray[np.int64] | Tensor | None,
         *,
@@ -66,30 +71,87 @@ class TrainingBatches:
         seed: int,
         device: torch.device,
         image_size: int,
+        views: int | None = None,
     ) -> None:
-        self._images = on_device(images, device)
-        _check_fit(augment, stored_size=self._images.shape[1], image_size=image_size)
+        self._images = images if isinstance(images, StreamedImages) else ResidentImages(images, device)
+        _check_fit(augment, stored_size=self._images.stored_size, image_size=image_size)
+        if views is not None and views < 1:
+            raise ConfigError(f"{views} views of an image", where="training.views", hint="take 1 or more")
         self._rows = _rows(indices, len(self._images), device)
+        self._rows_at_home = self._rows.to(self._images.home)
         self.num_samples = len(self._rows)
         self.batch_size = _batch_size(batch_size, self.num_samples)
         self.steps_per_epoch = self.num_samples // self.batch_size
-        self._augment = augment
+        self._augmentation = Augmentation(augment, seed=seed, image_size=image_size, device=device)
         self._seed = seed
-        self._image_size = image_size
+        self._views = views
+        self._device = device
         self._labels = on_device(labels, device).to(torch.int64)
-        self._num_classes = num_classes
+        self._classes = torch.arange(num_classes, device=device)
         self._label_smoothing = label_smoothing
+
+    def view_of(self, epoch: int) -> int:
+        """Which augmentation an epoch shows: its number, or the remainder where the number of views is limited."""
+        return epoch if self._views is None else epoch % self._views
+
+    def raw(self, epoch: int, *, start_step: int = 0) -> Iterator[Raw]:
+        """What `make` takes, for each step of an epoch, on the device.
+
+        Args:
+            epoch: Its number, which its order depends on.
+            start_step: Leave out so many steps at the beginning.
+
+        Returns:
+            (positions [N] int64 in the training set,), where images are streamed with their pixels: uint8
+            [N, H, H, 3], or [2N, H, H, 3] where they are mixed with partners.
+        """
+        order = self._order(epoch)[: self.steps_per_epoch * self.batch_size]
+        return self._fetch(order[start_step * self.batch_size :], self.view_of(epoch))
+
+    def make(self, raw: Raw, view: int | Tensor) -> Batch:
+        """The batch: a device function of its arguments that a CUDA graph can hold.
+
+        Args:
+            raw: One of `raw` or of an epoch that has the same view.
+            view: `view_of` the epoch; in a graph a [] int64 tensor on the device, which gives the same batch.
+        """
+        positions = raw[0]
+        rows = self._rows[positions]
+        shown = self._augmentation.with_partners(rows, self._rows, view)
+        images = self._augmentation(self._images.pixels(raw, shown), shown, view)
+        labels = self._labels[shown]
+        if self._augmentation.mixes:
+            images, share = self._augmentation.mix(images, rows, view)
+            own, partners = self._one_hot(labels).chunk(2)
+            labels = torch.lerp(partners, own, share[:, None])
+        if self._label_smoothing:
+            shares = labels if labels.is_floating_point() else self._one_hot(labels)
+            labels = shares * (1.0 - self._label_smoothing) + self._label_smoothing / len(self._classes)
+        return Batch(images, labels, positions, view)
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
 
         Args:
-            epoch: Its number, which is also the view.
+            epoch: Its number.
             start_step: Leave out so many batches at the beginning.
         """
+        return self._made(self.raw(epoch, start_step=start_step), epoch)
+
+    def left_out(self, epoch: int, *, seen_from_step: int = 0) -> Iterator[Batch]:
+        """This epoch's view of the images that its steps from `seen_from_step` on do not show.
+
+        Those are the images of the incomplete batch that is dropped, and those of the steps before. The last batch
+        may be smaller than the others.
+
+        Args:
+            epoch: Its number.
+            seen_from_step: The first step that was taken.
+        """
         order = self._order(epoch)
-        for step in range(start_step, self.steps_per_epoch):
-            yield self._batch(order, epoch, step)
+        before = order[: seen_from_step * self.batch_size]
+        dropped = order[self.steps_per_epoch * self.batch_size :]
+        return self._made(self._fetch(torch.cat([before, dropped]), self.view_of(epoch)), epoch)
 
     def replay(self, epoch: int, step: int) -> Batch:
         """One batch again, by its number.
@@ -103,31 +165,26 @@ class TrainingBatches:
         """
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
-        return self._batch(self._order(epoch), epoch, step)
+        positions = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        (batch,) = self._made(self._fetch(positions, self.view_of(epoch)), epoch)
+        return batch
 
     def _order(self, epoch: int) -> Tensor:
         # Hashes of different images differ (the hash is a bijection), so the order is the same on every device.
-        return draws(self._seed, epoch, self._rows, Stream.ORDER).argsort()
+        return draws(self._seed, epoch, self._rows_at_home, Stream.ORDER).argsort()
 
-    def _batch(self, order: Tensor, epoch: int, step: int) -> Batch:
-        positions = order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = self._rows[positions]
-        config, seed, size = self._augment, self._seed, self._image_size
-        labels = self._labels[rows]
-        if config.mixup or config.cutmix:
-            images, partners, share = mix(
-                self._images, rows, self._rows, config=config, seed=seed, view=epoch, image_size=size
-            )
-            labels = torch.lerp(self._one_hot(self._labels[partners]), self._one_hot(labels), share[:, None])
-        else:
-            images = augment(self._images, rows, config=config, seed=seed, view=epoch, image_size=size)
-        if self._label_smoothing:
-            shares = labels if labels.is_floating_point() else self._one_hot(labels)
-            labels = shares * (1.0 - self._label_smoothing) + self._label_smoothing / self._num_classes
-        return Batch(images, labels, positions, epoch)
+    def _fetch(self, positions: Tensor, view: int) -> Iterator[Raw]:
+        def rows_of(some: Tensor) -> Tensor:
+            return self._augmentation.with_partners(self._rows_at_home[some], self._rows_at_home, view)
+
+        return self._images.fetch(_pieces(positions, self.batch_size), rows_of, self._device)
+
+    def _made(self, raws: Iterable[Raw], epoch: int) -> Iterator[Batch]:
+        view = self.view_of(epoch)
+        return (self.make(raw, view) for raw in raws)
 
     def _one_hot(self, labels: Tensor) -> Tensor:
-        return F.one_hot(labels, self._num_classes).to(torch.float32)
+        return (labels[:, None] == self._classes).to(torch.float32)
 
 
 class EvaluationBatches:
@@ -135,12 +192,14 @@ class EvaluationBatches:
 
     Attributes:
         num_samples: Images in the set.
+        batch_size: Images a batch.
 
     Args:
         images: [M, H, H, 3] uint8, as for `TrainingBatches`.
         labels: [M] integers.
         indices: [K] rows that are the set, in this order; None for all.
-        batch_size: Images a batch; the last one may have fewer.
+        batch_size: Images a batch; the last one may have fewer. None for as many as keep the device busy, in batches
+            of nearly one size.
         device: Where batches are made.
         image_size: Side S of the batches' images, in pixels.
 
@@ -151,58 +210,53 @@ class EvaluationBatches:
 
     def __init__(
         self,
-        images: NDArray[np.uint8] | Tensor,
+        images: NDArray[np.uint8] | Tensor | StreamedImages,
         labels: NDArray[np.int64] | Tensor,
         indices: NDArray[np.int64] | Tensor | None = None,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         device: torch.device,
         image_size: int,
     ) -> None:
-        self._images = on_device(images, device)
+        self._images = images if isinstance(images, StreamedImages) else ResidentImages(images, device)
         self._labels = on_device(labels, device).to(torch.int64)
         self._rows = _rows(indices, len(self._images), device)
+        self._rows_at_home = self._rows.to(self._images.home)
         self.num_samples = len(self._rows)
-        self._batch_size = _batch_size(batch_size, self.num_samples)
+        if batch_size is None:
+            batch_size = _even_batch_size(self.num_samples, device, image_size)
+        self.batch_size = _batch_size(batch_size, self.num_samples)
+        self._device = device
         self._image_size = image_size
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self._batch_size)
+        return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        positions = torch.arange(self.num_samples, device=self._rows.device)
-        for start in range(0, self.num_samples, self._batch_size):
-            part = slice(start, start + self._batch_size)
-            rows = self._rows[part]
-            images = unit_images(self._images[rows], self._image_size)
-            yield Batch(images, self._labels[rows], positions[part], UNCHANGED)
+        for raw, count in self.raw():
+            batch = self.make(raw)
+            yield Batch(batch.images[:count], batch.labels[:count], raw[0][:count], UNCHANGED)
+
+    def raw(self) -> Iterator[tuple[Raw, int]]:
+        """What `make` takes for each batch, all of one size, and how many of its images count.
+
+        The last batch is filled up with copies of the last image, which do not count.
+        """
+        padded = torch.arange(len(self) * self.batch_size, device=self._images.home).clamp_(max=self.num_samples - 1)
+        pieces = _pieces(padded, self.batch_size)
+        raws = self._images.fetch(pieces, lambda some: self._rows_at_home[some], self._device)
+        for number, raw in enumerate(raws):
+            yield raw, min(self.batch_size, self.num_samples - number * self.batch_size)
+
+    def make(self, raw: Raw) -> Batch:
+        """The batch, padding included: a device function of its argument that a CUDA graph can hold."""
+        rows = self._rows[raw[0]]
+        images = unit_images(self._images.pixels(raw, rows), self._image_size)
+        return Batch(images, self._labels[rows], raw[0], UNCHANGED)
 
 
-def on_device(array: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
-    """An array as a contiguous tensor on a device; on a CPU it shares the array's memory.
-
-    Args:
-        array: Images or labels; a tensor that is there already is returned as it is.
-        device: Where to.
-
-    Raises:
-        DataError: The device's memory is too small for it.
-    """
-    if isinstance(array, Tensor):
-        tensor = array
-    else:
-        with warnings.catch_warnings():
-            # Nothing writes to images or labels, so an array that may not be written can be shared.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-    try:
-        return tensor.to(device).contiguous()
-    except torch.OutOfMemoryError as error:
-        raise DataError(
-            f"{tensor.nbytes / 2**30:.1f} GiB of images do not fit on the device",
-            where=str(device),
-            hint="choose smaller images or fewer of them (split.train_limit), or --device cpu",
-        ) from error
+def _pieces(positions: Tensor, size: int) -> Iterator[Tensor]:
+    return (positions[start : start + size] for start in range(0, len(positions), size))
 
 
 def _rows(indices: NDArray[np.int64] | Tensor | None, num_images: int, device: torch.device) -> Tensor:
@@ -217,6 +271,14 @@ def _batch_size(wanted: int, num_samples: int) -> int:
     if not num_samples:
         raise DataError("there are no images to make batches of", where="indices", hint="check the split")
     return min(wanted, num_samples)
+
+
+def _even_batch_size(num_samples: int, device: torch.device, image_size: int) -> int:
+    """The size that spreads images evenly over as few batches as the device does well."""
+    pixels = _PIXELS_A_BATCH.get(device.type, _PIXELS_A_BATCH["cpu"])
+    largest = max(_FEWEST_A_BATCH, pixels // image_size**2)
+    num_batches = max(1, -(-num_samples // largest))
+    return max(1, -(-num_samples // num_batches))
 
 
 def _check_fit(config: AugmentConfig, *, stored_size: int, image_size: int) -> None:

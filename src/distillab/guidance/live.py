@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import nn
 
-from distillab.data.batches import Batch
+from distillab.data.batch import Batch
 from distillab.models.features import ModelOutput, forward_features
 from distillab.runtime.device import Compute
-
-Guidance = Callable[[Batch, int], ModelOutput]
-"""What guides a student: (batch, its number within the epoch) -> constants."""
 
 
 class LiveTeacher:
@@ -31,9 +28,25 @@ class LiveTeacher:
         self.stop = stop
         self.compute = compute
 
+    @property
+    def source(self) -> Hashable:
+        """The model: students that want other layers of it can share one pass."""
+        return self.model
+
+    @property
+    def phase(self) -> Hashable:
+        """Always the same."""
+        return "live"
+
+    def begin_epoch(self, view: int) -> None:
+        """Nothing is to be made ready."""
+
     # Not inference_mode: its tensors cannot be saved for the student's backward pass.
     @torch.no_grad()
-    def __call__(self, batch: Batch, step: int) -> ModelOutput:
-        """Constants: logits [N, C] and features. `step` makes no difference to a live teacher."""
+    def __call__(self, batch: Batch) -> ModelOutput:
+        """Constants: logits [N, C] (none where it stops before them) and features."""
         with self.compute.autocast():
             return forward_features(self.model, batch.images, self.layers, stop=self.stop)
+
+    def end_epoch(self, left_out: Iterable[Batch]) -> None:
+        """Nothing is kept."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from distillab.models.classifier import Chain, Normalize
+from distillab.models.dropout import Dropout
 
 DROPOUT = 0.3
 
@@ -33,15 +34,15 @@ class Bottleneck(nn.Module):
         self.residual_function = nn.Sequential(
             nn.Conv2d(in_channels, width, 1, bias=False),
             nn.BatchNorm2d(width),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
-            nn.Dropout(DROPOUT),
+            Dropout(DROPOUT),
         )
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
@@ -90,7 +91,7 @@ class BottleneckResNet(Chain):
         self.conv4_x = _stage(outputs[1], 4 * width, blocks[2], stride=2)
         self.conv5_x = _stage(outputs[2], 8 * width, blocks[3], stride=2)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = Dropout(DROPOUT)
         self.fc = nn.Linear(outputs[3], num_classes)
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from torch import nn
 
 from distillab.models.classifier import Chain, Normalize
+from distillab.models.dropout import Dropout
 
 
 class PlainCNN(Chain):
@@ -60,7 +61,7 @@ def _stage(in_channels: int, out_channels: int, blocks: int, dropout: float) -> 
 def _block(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(in_channels, out_channels, 3, padding=1))
     if dropout:
-        layers["dropout"] = nn.Dropout(dropout)
+        layers["dropout"] = Dropout(dropout)
     layers["bn"] = nn.BatchNorm2d(out_channels)
     # In place: it overwrites BatchNorm's output, which neither a tap nor a gradient needs.
     layers["relu"] = nn.ReLU(inplace=True)

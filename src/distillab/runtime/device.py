@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from distillab.errors import ConfigError
-from distillab.training.config import Precision
+from distillab.training.config import Execution, Precision
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,13 @@ class Compute:
         device: Where tensors live.
         autocast_dtype: Type that matrix products run in; None for float32 throughout.
         memory_format: Of images and convolution weights.
+        execution: How training steps are run; never "auto".
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
     memory_format: torch.memory_format = torch.channels_last
+    execution: Execution = "eager"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -52,6 +59,38 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
     return Compute(chosen, torch.bfloat16 if precision == "bfloat16" else None)
+
+
+_STEPS_WORTH_CAPTURING = 50
+_STEPS_WORTH_COMPILING = 5_000
+
+
+def choose_execution(wanted: Execution, device: torch.device, num_steps: int) -> Execution:
+    """Pick how steps are run: what is quickest in all, warm-up included.
+
+    On a GPU a capture costs seconds and compilation a minute or more, so it depends on how many steps there are to
+    pay for them. On a CPU compiled blocks are no quicker than the library's own (docs/performance.md), so "auto"
+    does not compile there.
+
+    Args:
+        wanted: "auto", or one that is taken as it is.
+        device: Where the steps run.
+        num_steps: Of the whole run.
+
+    Raises:
+        ConfigError: Steps cannot be captured on this device.
+    """
+    if wanted == "captured" and device.type != "cuda":
+        raise ConfigError(
+            f"steps cannot be captured on a {device.type} device: that is a CUDA graph",
+            where="training.execution",
+            hint="take auto, eager or compiled",
+        )
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda" or num_steps < _STEPS_WORTH_CAPTURING:
+        return "eager"
+    return "captured" if num_steps < _STEPS_WORTH_COMPILING else "compiled"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -101,3 +140,70 @@ def cpu_threads(count: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+_MIB = 2**20
+_TUNED_BY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+
+_keepers = 0
+_keepers_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def keep_memory() -> Iterator[None]:
+    """Let freed tensors' memory stay with the process inside, for the next tensors.
+
+    glibc asks the system for each large tensor's memory and gives it back when the tensor is freed, so every training
+    step pays for fresh pages, zeroed one by one (docs/decisions/0007-cpu-path.md). Inside, it gives nothing back.
+
+    Blocks may lie in each other and run in several threads. When the last one ends, unused memory goes back to the
+    system, and large tensors are handled as glibc itself handles them in a process that has freed one of 32 MiB or
+    more. Nothing happens where the C library is another, or the environment sets glibc's thresholds.
+    """
+    global _keepers
+    with _keepers_lock:
+        _keepers += 1
+        _apply_thresholds(keep=True)
+    try:
+        yield
+    finally:
+        with _keepers_lock:
+            _keepers -= 1
+            _apply_thresholds(keep=_keepers > 0)
+
+
+@contextlib.contextmanager
+def default_memory() -> Iterator[None]:
+    """Inside `keep_memory`, go back for a while to what glibc does by itself: to measure what others get."""
+    with _keepers_lock:
+        _apply_thresholds(keep=False)
+    try:
+        yield
+    finally:
+        with _keepers_lock:
+            _apply_thresholds(keep=_keepers > 0)
+
+
+def _apply_thresholds(*, keep: bool) -> None:
+    libc = _tunable_glibc()
+    if libc is None:
+        return
+    if keep:
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 1024 * _MIB):
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the most that older versions take
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    else:
+        # Where glibc's own adjustment ends; once it has been told a threshold it adjusts none any more.
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _tunable_glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc and its thresholds are not the user's own."""
+    if sys.platform != "linux" or any(name in os.environ for name in _TUNED_BY):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -30,12 +30,14 @@ class StepsDone:
     """Some steps were done; sent a few times a second at most and only when numbers were read anyway.
 
     Attributes:
+        title: Of the stage: several may be going on at once.
         step: Of this stage, 1-based.
         total_steps: Of this stage.
         loss: Mean over the epoch so far, nats; None where it was not read.
         train_top1: Share of right answers in the epoch so far, 0..1; None where it was not read.
     """
 
+    title: str
     step: int
     total_steps: int
     loss: float | None = None
@@ -60,13 +62,21 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
+class StageEnded:
+    """A stage is over, after so many epochs: fewer than planned where it stopped early."""
+
+    title: str
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Note:
     """A sentence that the user should read: an assumption made, a folder written, a choice taken."""
 
     text: str
 
 
-Event = RunStarted | StageStarted | StepsDone | EpochEnded | Note
+Event = RunStarted | StageStarted | StepsDone | EpochEnded | StageEnded | Note
 Observer = Callable[[Event], None]
 
 

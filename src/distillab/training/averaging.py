@@ -26,18 +26,24 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
-        self.num_updates = 0
+        self.num_updates = torch.zeros((), device=next(model.parameters()).device)
+
+    def state(self) -> list[Tensor]:
+        """All tensors that an update changes."""
+        return [*self.model.parameters(), *self.model.buffers(), self.num_updates]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (3 + self.num_updates))
+        decay = ((1 + self.num_updates) / (3 + self.num_updates)).clamp(max=self.decay)
         own = [*self.model.parameters(), *self.model.buffers()]
         latest = [*model.parameters(), *model.buffers()]
         pairs = list(zip(own, latest, strict=True))
         averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1.0 - decay)
+        differences = torch._foreach_sub([b for _, b in averaged], [a for a, _ in averaged])
+        torch._foreach_mul_(differences, 1.0 - decay)
+        torch._foreach_add_([a for a, _ in averaged], differences)
         for count, current in pairs:
             if not count.is_floating_point():  # BatchNorm counts its batches
                 count.copy_(current)

@@ -9,6 +9,7 @@ from pydantic import Field
 from distillab.settings import Section
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Execution = Literal["auto", "eager", "captured", "compiled"]
 Role = Literal["teacher", "assistant", "student"]
 
 
@@ -66,6 +67,10 @@ class TrainingConfig(Section):
     )
     precision: Precision = Field(
         "auto", description="float32, bfloat16 where the device does it well (auto), or always."
+    )
+    execution: Execution = Field(
+        "auto",
+        description="How steps run: one by one, as a CUDA graph, compiled (in a graph, where there are), or what pays.",
     )
 
 

@@ -1,4 +1,4 @@
-"""One training step: forwards, terms, backward and update. Nothing in it waits for the device."""
+"""What a student does with one batch: forward, terms, backward, update. Nothing in it waits for the device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillab.data.batches import Batch
-from distillab.guidance.live import Guidance
+from distillab.data.batch import Batch
 from distillab.methods.base import Method
 from distillab.models.features import ModelOutput, forward_features
 from distillab.runtime.device import Compute
 from distillab.training.averaging import MovingAverage
-from distillab.training.optimizer import clip_gradients
+from distillab.training.optimizer import clip_gradients, set_learning_rate
 
 
 class Learner(nn.Module):
@@ -55,40 +54,57 @@ class Tally:
     """Sums over the steps since the last reading, kept on the device and read in one go.
 
     Also the latch of bad numbers: which term, or the gradient, was the first to be NaN or infinite, and at which step.
+    Everything is written in place, so that a recorded step goes on writing to the same tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
         self.names: tuple[str, ...] = ()
         self.found_inf = torch.zeros((), device=device)
-        self.reset()
+        self._num_samples = torch.zeros((), device=device)
+        self._correct = torch.zeros((), device=device)
+        self._sums: Tensor | None = None  # [number of terms], known with the first step
+        self._bad_steps: Tensor | None = None  # [number of terms + 1], counted from 1; 0 is none
+        self._scored = False
+
+    def state(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        tensors = (self.found_inf, self._num_samples, self._correct, self._sums, self._bad_steps)
+        return [tensor for tensor in tensors if tensor is not None]
 
     def reset(self) -> None:
         """Start anew; the latch stays."""
-        self.sums: Tensor | None = None
-        self.num_samples = 0
-        self.correct = torch.zeros((), device=self.device)
-        self.scored = False
+        for tensor in (self._num_samples, self._correct, self._sums):
+            if tensor is not None:
+                tensor.zero_()
 
     @torch.no_grad()
     def add(
-        self, terms: dict[str, Tensor], gradient_norm: Tensor, logits: Tensor | None, labels: Tensor, step: int
+        self, terms: dict[str, Tensor], gradient_norm: Tensor, logits: Tensor | None, labels: Tensor, step: Tensor
     ) -> None:
-        """Take in a step's terms (each [N] or []) and its gradient's norm ([]), and count right answers."""
+        """Take in a step's terms (each [N] or []) and its gradient's norm ([]), and count right answers.
+
+        Args:
+            terms: By name; the same ones at every step.
+            gradient_norm: [] of all that learns.
+            logits: [N, C], or None where the student stops before them.
+            labels: [N] or [N, C].
+            step: [] number of the step within its stage, from 0.
+        """
         size = labels.shape[0]
         means = torch.stack([term.detach().float().mean() for term in terms.values()])  # [number of terms]
-        if not self.names:
+        if self._sums is None or self._bad_steps is None:
             self.names = tuple(terms)
-            self.bad_steps = torch.full((len(terms) + 1,), -1, device=self.device)
+            self._sums = torch.zeros_like(means)
+            self._bad_steps = torch.zeros(len(means) + 1, device=means.device)
         bad = ~torch.isfinite(torch.cat([means, gradient_norm[None]]))
-        self.bad_steps = torch.where(bad & (self.bad_steps < 0), step, self.bad_steps)
+        self._bad_steps.copy_(torch.where(bad & (self._bad_steps == 0), step + 1, self._bad_steps))
         self.found_inf.copy_(torch.maximum(self.found_inf, bad.any()))
-        self.sums = means * size if self.sums is None else self.sums + means * size
-        self.num_samples += size
+        self._sums.add_(means, alpha=size)
+        self._num_samples += size
         if logits is not None:
             truth = labels if labels.ndim == 1 else labels.argmax(dim=1)
-            self.correct += (logits.argmax(dim=1) == truth).sum()
-            self.scored = True
+            self._correct += (logits.argmax(dim=1) == truth).sum()
+            self._scored = True
 
     def read(self) -> dict[str, float]:
         """Means since the last reset; this waits for the device.
@@ -96,12 +112,15 @@ class Tally:
         Returns:
             "loss", one "loss/<term>" a term, and "train_top1" where there were logits. Empty before any step.
         """
-        if self.sums is None:
+        if self._sums is None:
             return {}
-        *parts, correct = (torch.cat([self.sums, self.correct[None]]) / self.num_samples).tolist()
+        *sums, correct, size = torch.cat([self._sums, self._correct[None], self._num_samples[None]]).tolist()
+        if not size:
+            return {}
+        parts = [total / size for total in sums]
         values = {"loss": sum(parts), **{f"loss/{n}": v for n, v in zip(self.names, parts, strict=True)}}
-        if self.scored:
-            values["train_top1"] = correct
+        if self._scored:
+            values["train_top1"] = correct / size
         return values
 
     def first_bad(self) -> tuple[str, int] | None:
@@ -109,20 +128,24 @@ class Tally:
 
         This waits for the device.
         """
-        if not self.names or self.found_inf.item() == 0:
+        if self._bad_steps is None or self.found_inf.item() == 0:
             return None
         names = [*(f"the loss term '{name}'" for name in self.names), "the gradient"]
-        steps = zip(names, self.bad_steps.tolist(), strict=True)
-        return min(((name, step) for name, step in steps if step >= 0), key=lambda pair: pair[1])
+        steps = zip(names, self._bad_steps.tolist(), strict=True)
+        return min(((name, int(step) - 1) for name, step in steps if step), key=lambda pair: pair[1])
 
 
 class Step:
-    """One step of training, eager.
+    """What one student does with a batch: forward, terms, backward, update.
+
+    It has no arguments that change from step to step but tensors, so that it can be recorded: see `Capture`.
+
+    Attributes:
+        tally: Losses and right answers so far.
 
     Args:
         learner: What learns.
         method: What it minimises.
-        guidance: What guides it; None for a method without a teacher.
         optimizer: Updates the learner's trainable parameters.
         gradient_clip: Largest norm of the gradient, or None.
         average: Moving average that follows the student, or None.
@@ -134,44 +157,61 @@ class Step:
         learner: Learner,
         *,
         method: Method[Any],
-        guidance: Guidance | None,
         optimizer: torch.optim.Optimizer,
         gradient_clip: float | None,
         average: MovingAverage | None,
         compute: Compute,
     ) -> None:
         self.learner = learner
-        self.method = method
-        self.guidance = guidance
         self.optimizer = optimizer
-        self.gradient_clip = gradient_clip
-        self.average = average
-        self.compute = compute
         self.tally = Tally(compute.device)
+        self._method = method
+        self._gradient_clip = gradient_clip
+        self._average = average
+        self._compute = compute
+        self._progress = torch.zeros((), device=compute.device)
+        self._number = torch.zeros((), device=compute.device)
         # The fused update is skipped on the device while this is 1, so a bad batch never reaches the weights.
         optimizer.found_inf = self.tally.found_inf  # type: ignore[attr-defined]
 
-    def __call__(self, batch: Batch, *, number: int, step: int, progress: Tensor) -> None:
+    def set_clock(self, number: int, total: int, learning_rate: float) -> None:
+        """Say which step comes next; nothing waits for the device.
+
+        Args:
+            number: Of the step within its stage, from 0.
+            total: Steps of the stage.
+            learning_rate: Of this step.
+        """
+        self._number.fill_(number)
+        self._progress.fill_(number / total)
+        set_learning_rate(self.optimizer, learning_rate)
+
+    def state(self) -> list[Tensor]:
+        """All tensors that a step changes and that matter afterwards."""
+        moments = [
+            value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+        ]
+        averages = self._average.state() if self._average else []
+        return [*self.learner.parameters(), *self.learner.buffers(), *moments, *averages, *self.tally.state()]
+
+    def __call__(self, batch: Batch, guide: ModelOutput | None) -> None:
         """Learn from one batch.
 
         Args:
             batch: Images and labels, on the device.
-            number: Of the batch within its epoch.
-            step: Of the stage, for the message if numbers go bad.
-            progress: [] share of the stage that is done, 0..1, on the device.
+            guide: What the teacher says of it; None for a method without one.
         """
-        guide = self.guidance(batch, number) if self.guidance else None
-        with self.compute.autocast():
+        with self._compute.autocast():
             output = self.learner(batch.images)
-        terms = self.method.terms(output, guide, batch.labels, progress)
+        terms = self._method.terms(output, guide, batch.labels, self._progress)
         loss = torch.stack([term.mean() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(trainable(self.learner), self.gradient_clip)
-        self.tally.add(terms, norm, output.logits, batch.labels, step)
+        norm = clip_gradients(trainable(self.learner), self._gradient_clip)
+        self.tally.add(terms, norm, output.logits, batch.labels, self._number)
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.learner.student)
+        if self._average is not None:
+            self._average.update(self.learner.student)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

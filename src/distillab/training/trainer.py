@@ -1,126 +1,47 @@
-"""The only loop: a learner, a method and batches, for some epochs."""
+"""The only loop: some students on the same batches, each going its own way through its stages."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from distillab.data.batches import Batch, LoaderBatches, TrainingBatches
 from distillab.errors import NonFiniteLossError
-from distillab.evaluation.evaluate import Evaluation, evaluate
-from distillab.guidance.cache import RememberedTeacher
-from distillab.guidance.live import Guidance
-from distillab.methods.base import Method
+from distillab.guidance.cached import CachedTeacher
+from distillab.guidance.live import LiveTeacher
 from distillab.runtime.device import Compute
-from distillab.runtime.events import EpochEnded, Observer, StageStarted, StepsDone
-from distillab.runtime.reproducibility import derived_seed, isolated_generators
-from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
-from distillab.training.config import Regime, Role
-from distillab.training.optimizer import make_optimizer, set_learning_rate
-from distillab.training.schedule import multiplier
-from distillab.training.step import Learner, Step, freeze_beyond, trainable
+from distillab.runtime.events import Observer, silent
+from distillab.runtime.reproducibility import isolated_generators
+from distillab.training.compilation import compiled
+from distillab.training.config import Regime
+from distillab.training.optimizer import make_optimizer
+from distillab.training.program import Program
+from distillab.training.running import StageRun, dropout_seed
+from distillab.training.stage import Feed, Record, Stage, StageReport
+from distillab.training.step import Step, trainable
 
-Record = Callable[[Mapping[str, Any]], None]
-"""Takes what an epoch brought: one line of `metrics.jsonl`."""
-
-_SECONDS_BETWEEN_READINGS = 0.5
 _TRIAL_IMAGES = 16
 
 
-@dataclass(frozen=True)
-class Feed:
-    """The images of a run, in batches.
-
-    Attributes:
-        training: What is learnt from.
-        validation: What choices are made by; None: none are made.
-        test: Read once, after the last step; None: not at all.
-        statistics: Training images for BatchNorm, as they are (a user's loader: as it gives them); None: statistics
-            stay as training left them.
-        num_classes: C.
-        image_size: Side in pixels.
-        signature: Names all that the content of training batches depends on; "" where that is not known.
-    """
-
-    training: TrainingBatches | LoaderBatches
-    validation: Iterable[Batch] | None
-    test: Iterable[Batch] | None
-    statistics: Iterable[Batch] | None
-    num_classes: int
-    image_size: int
-    signature: str
-
-
 @dataclass
-class Best:
-    """Weights of the epoch with the lowest validation loss."""
-
-    epoch: int
-    validation: Evaluation
-    state: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """What a stage did.
+class Lane:
+    """One student's way through its stages, beside others on the same batches.
 
     Attributes:
-        title: Such as "student by st (hint)".
-        role: Who learnt.
-        method: The method's name.
-        epochs: That were trained; fewer than planned where it stopped early.
-        steps: Updates.
-        terms: Names of the loss terms, as logged.
-        seconds: Wall time, validation included.
-        history: One record an epoch.
-        best: None without validation.
-        validation: Of the weights that the stage ends with; None without validation or where it stops at a layer.
-        validation_before_recalibration: The same, with BatchNorm statistics as training left them.
+        stages: Ready to run, each with its regime; a stage is asked for when those before it are over.
+        observer: Is told of progress.
+        record: Takes each epoch's numbers.
+        reports: Of the stages that are over.
+        error: Why it ended before its time, or None.
     """
 
-    title: str
-    role: Role
-    method: str
-    epochs: int
-    steps: int
-    terms: tuple[str, ...]
-    seconds: float
-    history: tuple[Mapping[str, float], ...] = ()
-    best: Best | None = None
-    validation: Evaluation | None = None
-    validation_before_recalibration: Evaluation | None = None
-
-
-@dataclass
-class Stage:
-    """One stage, ready to run.
-
-    Attributes:
-        learner: What learns; its student is changed in place.
-        method: What it minimises.
-        guidance: What guides it, or None.
-        epochs: How many.
-        first_epoch: Epochs that this student has behind it, so that stages go on through the views, not over them.
-        final: The student's last stage, after which its BatchNorm statistics are re-estimated.
-        title: For people.
-        role: Who learns.
-    """
-
-    learner: Learner
-    method: Method[Any]
-    guidance: Guidance | None
-    epochs: int
-    title: str
-    role: Role
-    first_epoch: int = 0
-    final: bool = True
-    history: list[Mapping[str, float]] = field(default_factory=list)
+    stages: Iterator[tuple[Stage, Regime]]
+    observer: Observer = silent
+    record: Record | None = None
+    reports: list[StageReport] = field(default_factory=list)
+    error: NonFiniteLossError | None = None
 
 
 def fit(
@@ -140,7 +61,7 @@ def fit(
         feed: Images.
         regime: Optimizer, schedule and the rest.
         seed: Of dropout here; order and augmentation are in the feed.
-        compute: Device and precision.
+        compute: Device, precision, and how steps are executed.
         observer: Is told of progress.
         record: Takes each epoch's numbers.
 
@@ -151,56 +72,37 @@ def fit(
         NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
             before that step (BatchNorm's running statistics have seen its batch).
     """
-    started = time.perf_counter()
-    student = stage.learner.student
-    steps_per_epoch = feed.training.steps_per_epoch
-    observer(StageStarted(stage.title, stage.role, stage.method.name, stage.epochs, steps_per_epoch))
-    frozen = _freeze_unreached(stage.learner, feed, compute)
-    average = _moving_average(stage, regime)
-    optimizer = make_optimizer(trainable(stage.learner), regime.optimizer)
-    step = Step(
-        stage.learner,
-        method=stage.method,
-        guidance=stage.guidance,
-        optimizer=optimizer,
-        gradient_clip=regime.training.gradient_clip,
-        average=average,
-        compute=compute,
-    )
-    judged = average.model if average else student
-    watch = _Watch(stage, feed, compute, patience=regime.training.early_stop_patience)
-    try:
-        with isolated_generators(compute.device):
-            for epoch in range(1, stage.epochs + 1):
-                values = _run_epoch(stage, step, feed, regime, epoch, seed, compute, observer)
-                values |= watch.look(judged, epoch)
-                stage.history.append(values)
-                if record is not None:
-                    record({"stage": stage.title, "role": stage.role, "epoch": epoch, **values})
-                observer(EpochEnded(stage.title, epoch, stage.epochs, values))
-                if watch.patience_is_over(epoch):
-                    break
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    if average is not None:
-        student.load_state_dict(average.model.state_dict())
-    if watch.patience is not None and watch.best is not None:
-        student.load_state_dict(watch.best.state)
-    before, after = _finish(stage, feed, regime, compute)
-    return StageReport(
-        title=stage.title,
-        role=stage.role,
-        method=stage.method.name,
-        epochs=len(stage.history),
-        steps=len(stage.history) * steps_per_epoch,
-        terms=step.tally.names,
-        seconds=time.perf_counter() - started,
-        history=tuple(stage.history),
-        best=watch.best,
-        validation=after,
-        validation_before_recalibration=before,
-    )
+    lane = Lane(iter([(stage, regime)]), observer, record)
+    fit_together([lane], feed, seed=seed, compute=compute)
+    if lane.error is not None:
+        raise lane.error
+    return lane.reports[0]
+
+
+def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compute) -> None:
+    """Train some students on the same batches: each batch is made once, and each teacher asked once.
+
+    Every student ends with the weights that it would have alone. One whose numbers go bad leaves (see `Lane.error`),
+    the others go on.
+
+    Args:
+        lanes: The students; their reports are filled in.
+        feed: Images.
+        seed: Of dropout.
+        compute: Device, precision, and how steps are executed.
+    """
+    current = [_Current(lane, feed, compute) for lane in lanes]
+    observer = lanes[0].observer
+    program = Program(feed.training, compute, observer=observer)
+    epoch = 0
+    with isolated_generators(compute.device), contextlib.ExitStack() as stack:
+        for one in current:
+            stack.callback(one.close)
+        while going_on := [one for one in current if one.advance(epoch)]:
+            taking_part = [one for one in going_on if one.takes_part(epoch)]
+            if taking_part:
+                _run_epoch(taking_part, feed, program, epoch, seed)
+            epoch += 1
 
 
 def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> float:
@@ -216,8 +118,6 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
     step = Step(
         learner,
         method=stage.method,
-        # A part of a batch is not to be remembered as the whole.
-        guidance=stage.guidance.live if isinstance(stage.guidance, RememberedTeacher) else stage.guidance,
         optimizer=make_optimizer(trainable(learner), regime.optimizer),
         gradient_clip=regime.training.gradient_clip,
         average=None,
@@ -226,116 +126,119 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
     batch = next(iter(feed.training.epoch(0)))
     count = len(batch.labels) if compute.device.type == "cuda" else _TRIAL_IMAGES
     few = replace(batch, images=batch.images[:count], labels=batch.labels[:count], indices=None)
-    progress = torch.zeros((), device=compute.device)
+    teacher = _live(stage)  # a part of a batch is not to be remembered
     started = 0.0
     with isolated_generators(compute.device):
-        for trial in range(2):  # the first one warms up
+        for _ in range(2):  # the first one warms up
             started = time.perf_counter()
-            step(few, number=0, step=trial, progress=progress)
+            step(few, teacher(few) if teacher else None)
             step.tally.read()  # waits for the device
     return (time.perf_counter() - started) * len(batch.labels) / len(few.labels)
 
 
-def _run_epoch(
-    stage: Stage,
-    step: Step,
-    feed: Feed,
-    regime: Regime,
-    epoch: int,
-    seed: int,
-    compute: Compute,
-    observer: Observer,
-) -> dict[str, float]:
-    """One pass over the training images; returns the epoch's means."""
-    started = last_reading = time.perf_counter()
-    steps_per_epoch = feed.training.steps_per_epoch
-    total = stage.epochs * steps_per_epoch
-    progress = torch.zeros((), device=compute.device)
-    step.tally.reset()
-    step.learner.train()
-    rate = 0.0
-    for number, batch in enumerate(feed.training.epoch(stage.first_epoch + epoch - 1)):
-        done = (epoch - 1) * steps_per_epoch + number
-        # Dropout draws from a generator that is set before each step, so that a step can be replayed alone.
-        torch.manual_seed(derived_seed(seed, "dropout", stage.role, stage.first_epoch * steps_per_epoch + done))
-        rate = regime.optimizer.learning_rate * multiplier(regime.schedule, done, total, steps_per_epoch)
-        set_learning_rate(step.optimizer, rate)
-        progress.fill_(done / total)
-        step(batch, number=number, step=done, progress=progress)
-        now = time.perf_counter()
-        if now - last_reading > _SECONDS_BETWEEN_READINGS:
-            last_reading = now
-            _stop_on_bad_numbers(stage, step, steps_per_epoch)
-            values = step.tally.read()
-            observer(StepsDone(done + 1, total, values.get("loss"), values.get("train_top1")))
-    _stop_on_bad_numbers(stage, step, steps_per_epoch)
-    return {**step.tally.read(), "learning_rate": rate, "seconds": time.perf_counter() - started}
+def _live(stage: Stage) -> LiveTeacher | None:
+    """The teacher behind whatever guides a stage."""
+    guidance = stage.guidance.live if isinstance(stage.guidance, CachedTeacher) else stage.guidance
+    return guidance if isinstance(guidance, LiveTeacher) else None
 
 
-def _stop_on_bad_numbers(stage: Stage, step: Step, steps_per_epoch: int) -> None:
-    bad = step.tally.first_bad()
-    if bad is not None:
-        what, number = bad
-        raise NonFiniteLossError(
-            f"{what} became NaN or infinite",
-            where=f"{stage.title}, epoch {number // steps_per_epoch + 1}, step {number + 1}",
-            hint="lower optimizer.learning_rate, or set training.gradient_clip, say 1.0",
+class _Current:
+    """Where a lane is: the stage that is under way."""
+
+    def __init__(self, lane: Lane, feed: Feed, compute: Compute) -> None:
+        self.lane = lane
+        self.run: StageRun | None = None
+        self._feed = feed
+        self._compute = compute
+        self._compiled = contextlib.ExitStack()
+        self._is_over = False
+
+    def advance(self, epoch: int) -> bool:
+        """Go on to the stage that `epoch` belongs to; returns whether there is still something to do."""
+        while not self._is_over and (self.run is None or self._ends_before(self.run, epoch)):
+            self._next_stage()
+        return not self._is_over
+
+    def takes_part(self, epoch: int) -> bool:
+        """Whether the student learns in this epoch: not where its stage begins later, or stopped early."""
+        run = self.run
+        return not self._is_over and run is not None and not run.is_over and run.stage.first_epoch <= epoch
+
+    def begin_epoch(self) -> StageRun:
+        """The stage under way, ready for the next pass over the images."""
+        assert self.run is not None
+        self.run.begin_epoch()
+        return self.run
+
+    def look(self, number: int) -> None:
+        """After a step; where numbers went bad the student leaves, its update being held back from there on."""
+        if self.run is not None and self.lane.error is None:
+            with self._leaving_on_bad_numbers():
+                self.run.look(number)
+
+    def end_epoch(self, seconds: float) -> None:
+        """After the last step."""
+        if self.run is not None and self.lane.error is None:
+            with self._leaving_on_bad_numbers():
+                self.run.end_epoch(seconds)
+
+    @contextlib.contextmanager
+    def _leaving_on_bad_numbers(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteLossError as error:
+            self.lane.error = error
+            self._is_over = True
+
+    def close(self) -> None:
+        """Put models back to what they were, however it ended."""
+        self._compiled.close()
+        if self.run is not None:
+            self.run.release()
+
+    def _ends_before(self, run: StageRun, epoch: int) -> bool:
+        return epoch >= run.stage.first_epoch + run.stage.epochs
+
+    def _next_stage(self) -> None:
+        if self.run is not None:
+            self._compiled.close()
+            self.lane.reports.append(self.run.finish())
+            self.run = None
+        following = next(self.lane.stages, None)
+        if following is None:
+            self._is_over = True
+            return
+        stage, regime = following
+        self.run = StageRun(
+            stage, self._feed, regime, compute=self._compute, observer=self.lane.observer, record=self.lane.record
         )
+        if self._compute.execution == "compiled":
+            self._compile(stage)
+
+    def _compile(self, stage: Stage) -> None:
+        observer = self.lane.observer
+        taps = stage.learner.layer is not None
+        self._compiled.enter_context(compiled(stage.learner.student, taps=taps, observer=observer))
+        teacher = _live(stage)
+        if teacher is not None:
+            self._compiled.enter_context(compiled(teacher.model, taps=taps, observer=observer))
 
 
-def _moving_average(stage: Stage, regime: Regime) -> MovingAverage | None:
-    decay = regime.training.ema_decay
-    # A stage that stops at a layer prepares weights for the next one, which starts its own average.
-    return None if decay is None or stage.learner.stop else MovingAverage(stage.learner.student, decay)
-
-
-def _freeze_unreached(learner: Learner, feed: Feed, compute: Compute) -> list[nn.Parameter]:
-    """Freeze what a stage that stops early does not reach: its optimizer must not move it, not even by decay."""
-    if not learner.stop:
-        return []
-    learner.eval()  # no statistics move, no dropout is drawn
-    images = torch.zeros(2, 3, feed.image_size, feed.image_size, device=compute.device)
-    return list(freeze_beyond(learner, images))
-
-
-def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple[Evaluation | None, Evaluation | None]:
-    """Re-estimate BatchNorm statistics; returns the validation before and after."""
-    if stage.learner.stop:
-        return None, None
-    student = stage.learner.student
-    before = evaluate(student, feed.validation, autocast_dtype=compute.autocast_dtype) if feed.validation else None
-    if not stage.final or not recalibrated(student, feed, regime, compute):
-        return None, before
-    return before, evaluate(
-        student, feed.validation, autocast_dtype=compute.autocast_dtype
-    ) if feed.validation else None
-
-
-def recalibrated(model: nn.Module, feed: Feed, regime: Regime, compute: Compute) -> bool:
-    """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
-    if not regime.training.recalibrate_batchnorm or feed.statistics is None or not has_batchnorm(model):
-        return False
-    recalibrate_batchnorm(model, (batch.images for batch in feed.statistics), compute)
-    return True
-
-
-class _Watch:
-    """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop."""
-
-    def __init__(self, stage: Stage, feed: Feed, compute: Compute, *, patience: int | None) -> None:
-        self.feed = feed
-        self.compute = compute
-        self.idle = feed.validation is None or stage.learner.stop
-        self.patience = None if self.idle else patience
-        self.best: Best | None = None
-
-    def look(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        if self.idle or self.feed.validation is None:
-            return {}
-        found = evaluate(model, self.feed.validation, autocast_dtype=self.compute.autocast_dtype)
-        if self.best is None or found.nll < self.best.validation.nll:
-            self.best = Best(epoch, found, copy.deepcopy(model.state_dict()))
-        return {"validation_top1": found.top1, "validation_loss": found.nll}
-
-    def patience_is_over(self, epoch: int) -> bool:
-        return self.patience is not None and self.best is not None and epoch - self.best.epoch >= self.patience
+def _run_epoch(current: list[_Current], feed: Feed, program: Program, epoch: int, seed: int) -> None:
+    """One pass over the training images, for all students that take part."""
+    started = time.perf_counter()
+    runs = [one.begin_epoch() for one in current]
+    program.begin_epoch([run.step for run in runs], [run.stage.guidance for run in runs], epoch)
+    role, steps_per_epoch = runs[0].stage.role, feed.training.steps_per_epoch
+    for number, raw in enumerate(feed.training.raw(epoch)):
+        for run in runs:
+            run.set_clock(number)
+        program(raw, dropout_seed(seed, role, epoch * steps_per_epoch + number))
+        for one in current:
+            one.look(number)
+        if all(one.lane.error for one in current):
+            return
+    program.end_epoch(feed.training.left_out(epoch))
+    shared = time.perf_counter() - started - sum(program.own_seconds)
+    for one, own in zip(current, program.own_seconds, strict=True):
+        one.end_epoch(own + shared / len(current))

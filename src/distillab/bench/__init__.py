@@ -1,0 +1,1 @@
+"""The classic loop and our own paths beside each other, in one process run."""

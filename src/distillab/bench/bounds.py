@@ -1,0 +1,190 @@
+"""How fast a device could do the work at best: what it multiplies, copies and launches, held against a step's needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distillab.evaluation.cost import count_macs
+from distillab.models.classifier import evaluation_mode
+
+_SECONDS_A_RATE = 0.5
+_LAUNCHES = 1000
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches on plain work.
+
+    Attributes:
+        flops_per_second: Of a large matrix product or convolution, whichever is faster (torch leaves them to different
+            libraries), by type; a multiplication and an addition are two.
+        bytes_per_second: Read and written by a large copy.
+        launch_seconds: Between two tiny kernels of a recorded graph; None off CUDA, where nothing is launched.
+    """
+
+    flops_per_second: dict[torch.dtype, float]
+    bytes_per_second: float
+    launch_seconds: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The rates, ready for JSON."""
+        products = {
+            f"products_{str(dtype).removeprefix('torch.')}_flops_per_second": rate
+            for dtype, rate in self.flops_per_second.items()
+        }
+        return {**products, "copy_bytes_per_second": self.bytes_per_second, "launch_seconds": self.launch_seconds}
+
+
+def measure_rates(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
+    """Measure a device, in a few seconds.
+
+    Args:
+        device: Which.
+        dtypes: Types that products are wanted in.
+    """
+    flops = {dtype: max(_matmul_rate(device, dtype), _convolution_rate(device, dtype)) for dtype in dtypes}
+    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    return Rates(flops, moved / _best_seconds(lambda: target.copy_(source), device), _launch_seconds(device))
+
+
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _best_seconds(lambda: left @ right, device)
+
+
+def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
+    batch, channels, side = (1024, 256, 32) if device.type == "cuda" else (32, 128, 16)
+    images = torch.ones(batch, channels, side, side, device=device, dtype=dtype)
+    kernels = torch.ones(channels, channels, 3, 3, device=device, dtype=dtype)
+    images, kernels = (t.contiguous(memory_format=torch.channels_last) for t in (images, kernels))
+    flops = 2 * images.numel() * channels * 9
+    return flops / _best_seconds(lambda: F.conv2d(images, kernels, padding=1), device)
+
+
+def _launch_seconds(device: torch.device) -> float | None:
+    """Time of a kernel that does nothing to speak of, one after the other in a graph: no step has cheaper ones."""
+    if device.type != "cuda":
+        return None
+    place = torch.zeros(1, device=device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_LAUNCHES):
+            place.zero_()
+    return _best_seconds(graph.replay, device) / _LAUNCHES
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time of one piece of work: the best of what fits into a moment, after one to warm up."""
+    work()
+    wait_for(device)
+    best, deadline = float("inf"), time.perf_counter() + _SECONDS_A_RATE
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a step cannot do without, an image.
+
+    Attributes:
+        flops: Of convolutions and matrix products.
+        values: Activations written and read in memory, in numbers.
+    """
+
+    flops: float
+    values: float
+
+    def __add__(self, other: Needs) -> Needs:
+        return Needs(self.flops + other.flops, self.values + other.values)
+
+
+def inference_needs(model: nn.Module, image_size: int) -> Needs:
+    """Of a forward pass: what each convolution or linear layer gives is written once and read once.
+
+    An optimistic count: all that stands between two such layers (norms, activations, pooling, dropout) is taken as
+    done on the way, and weights as staying in caches.
+
+    Args:
+        model: Maps images to logits.
+        image_size: Height and width of its input in pixels.
+    """
+    return Needs(2.0 * count_macs(model, image_size), 2.0 * _activations(model, image_size))
+
+
+def training_needs(model: nn.Module, image_size: int) -> Needs:
+    """Of a forward and a backward pass: three times the operations of the forward pass.
+
+    An activation is written and read going forward, read once more going back, and its gradient is written and read:
+    five times in all. As optimistic as `inference_needs`.
+
+    Args:
+        model: Maps images to logits.
+        image_size: Height and width of its input in pixels.
+    """
+    return Needs(6.0 * count_macs(model, image_size), 5.0 * _activations(model, image_size))
+
+
+@torch.no_grad()
+def _activations(model: nn.Module, image_size: int) -> int:
+    """Numbers that convolutions and linear layers give for one image."""
+    count = 0
+
+    def add(_module: nn.Module, _args: object, output: Tensor) -> None:
+        nonlocal count
+        count += output.numel()
+
+    hooks = [
+        module.register_forward_hook(add)
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    parameter = next(model.parameters())
+    try:
+        with evaluation_mode(model):
+            model(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
+
+
+def bound(needs: Needs, rates: Rates, *, dtype: torch.dtype, batch_size: int, launches: int | None) -> float:
+    """The most images a second that a device could do: the slowest of three things, each at its best.
+
+    1 / max( FLOPs / matrix rate, bytes / copy rate, launches * launch time / images a step )
+
+    Args:
+        needs: Of an image.
+        rates: Of the device.
+        dtype: That matrix products run in and activations are kept in.
+        batch_size: Images a step.
+        launches: Kernels a step; None where nothing is launched.
+    """
+    seconds = [
+        needs.flops / rates.flops_per_second[dtype],
+        needs.values * dtype.itemsize / rates.bytes_per_second,
+    ]
+    if launches is not None and rates.launch_seconds is not None:
+        seconds.append(launches * rates.launch_seconds / batch_size)
+    return 1.0 / max(seconds)

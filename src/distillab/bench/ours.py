@@ -1,0 +1,140 @@
+"""Our own loop, step by step: what `training/trainer.py` does, with a pause after every step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Generator
+
+import numpy as np
+from torch import nn
+
+from distillab.bench.bounds import wait_for
+from distillab.bench.config import Case
+from distillab.bench.workload import AUGMENT, IMAGE_SIZE, SEED, build, recipe
+from distillab.data.batches import TrainingBatches
+from distillab.data.dataset import Dataset
+from distillab.execution import Job
+from distillab.guidance.cache import CacheKey, LogitsCache
+from distillab.preparation import Workplace
+from distillab.runtime.device import Compute
+from distillab.runtime.events import silent
+from distillab.stages import find_plan
+from distillab.training.compilation import compiled
+from distillab.training.config import Regime, Role
+from distillab.training.program import Program
+from distillab.training.running import StageRun, dropout_seed
+from distillab.training.stage import Feed, Stage
+
+_CACHE_BYTES = 2**30
+
+
+class OurLoop:
+    """Our loop; it goes on where it was at each call.
+
+    Args:
+        case: What is compared.
+        dataset: Images.
+        compute: Device, precision, and how steps run.
+        cached: The teacher's logits of one view are collected in the first epoch and read in all others, which go
+            through the same view.
+        batch_size: Images a step.
+        steps_per_epoch: The first images of the set, so many batches of them, are an epoch: a short one, since
+            collecting logits takes an epoch.
+    """
+
+    def __init__(
+        self, case: Case, dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, steps_per_epoch: int
+    ) -> None:
+        self.warm_up_steps = steps_per_epoch if cached else 0
+        self._compute = compute
+        feed = _feed(dataset, compute, cached=cached, batch_size=batch_size, num_images=steps_per_epoch * batch_size)
+        cache = LogitsCache(None, limit_bytes=_CACHE_BYTES) if cached else None
+        models: dict[Role, nn.Module] = {"student": build(case.student, dataset)}
+        if case.teacher is not None:
+            models["teacher"] = build(case.teacher, dataset)
+        job = Job(
+            models=models,
+            regimes={"student": recipe(batch_size)},
+            place=Workplace(feed, SEED, compute, cache=cache),
+            plan=None if case.teacher is None else find_plan(case.method),
+        )
+        stage, regime = next(job.stages("student"))
+        self._steps = _steps(stage, regime, feed, compute, teacher=models.get("teacher"))
+
+    def seconds(self, steps: int) -> float:
+        """Wall time of so many steps, from an idle device to an idle device; one before them is not timed.
+
+        Args:
+            steps: At least 1.
+        """
+        next(self._steps)
+        wait_for(self._compute.device)
+        started = time.perf_counter()
+        for _ in itertools.islice(self._steps, steps):
+            pass
+        wait_for(self._compute.device)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Put the models, and torch's compiler, back to what they were; loops are closed last made first."""
+        self._steps.close()
+
+
+def _feed(dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, num_images: int) -> Feed:
+    return Feed(
+        training=TrainingBatches(
+            dataset.train.images,
+            dataset.train.labels,
+            np.arange(num_images),
+            batch_size=batch_size,
+            num_classes=dataset.num_classes,
+            augment=AUGMENT,
+            label_smoothing=0.0,
+            seed=SEED,
+            device=compute.device,
+            image_size=IMAGE_SIZE,
+            views=1 if cached else None,
+        ),
+        validation=None,
+        test=None,
+        statistics=None,
+        num_classes=dataset.num_classes,
+        image_size=IMAGE_SIZE,
+        key=CacheKey(
+            teacher="",
+            data=dataset.sha256,
+            images=f"the first {num_images}",
+            num_samples=num_images,
+            num_classes=dataset.num_classes,
+            image_size=IMAGE_SIZE,
+            compute=compute,
+            augment=AUGMENT,
+            seed=SEED,
+        ),
+    )
+
+
+def _steps(
+    stage: Stage, regime: Regime, feed: Feed, compute: Compute, teacher: nn.Module | None
+) -> Generator[None, None, None]:
+    """The loop; it pauses after every step."""
+    batches = feed.training
+    with contextlib.ExitStack() as stack:
+        if compute.execution == "compiled":
+            for model in (stage.learner.student, teacher):
+                if model is not None:
+                    stack.enter_context(compiled(model, taps=False, observer=silent))
+        run = StageRun(stage, feed, regime, compute=compute, observer=silent, record=None)
+        program = Program(batches, compute, observer=silent)
+        for epoch in itertools.count():
+            run.begin_epoch()
+            program.begin_epoch([run.step], [stage.guidance], epoch)
+            for number, raw in enumerate(batches.raw(epoch)):
+                run.set_clock(number)
+                program(raw, dropout_seed(SEED, stage.role, epoch * batches.steps_per_epoch + number))
+                run.look(number)
+                yield
+            program.end_epoch(batches.left_out(epoch))
+            run.end_epoch(0.0)

@@ -1,0 +1,141 @@
+"""A run's images, in batches; and whether models and images fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distillab.config import RunConfig
+from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
+from distillab.data.dataset import Dataset, ImageSet
+from distillab.data.splits import validation_split
+from distillab.errors import DataError, ShapeError
+from distillab.guidance.cache import CacheKey
+from distillab.models.catalog import MODELS
+from distillab.models.classifier import Classifier
+from distillab.runtime.device import Compute
+from distillab.runtime.events import Note, Observer
+from distillab.training.stage import Feed
+
+_EVALUATION_BATCH = 512
+_STATISTICS_IMAGES = 4096
+
+
+def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: str, observer: Observer) -> None:
+    """See that a model that was loaded takes a data set's images and knows its classes.
+
+    Other names for as many classes are let through, and the observer is told.
+
+    Args:
+        model: From a weight file.
+        dataset: What it will look at.
+        image_size: Side of the images that it will get, in pixels.
+        where: The file, for the message.
+        observer: Is told of other names.
+
+    Raises:
+        ShapeError: It takes images of another size, knows another number of classes, or knows them in another order.
+    """
+    if model.image_size != image_size:
+        raise ShapeError(
+            f"the model takes images of {model.image_size}x{model.image_size}, not {image_size}x{image_size}",
+            where=where,
+            hint=f"give --image-size {model.image_size}, if the others take such images too",
+        )
+    if model.num_classes != dataset.num_classes:
+        raise ShapeError(
+            f"the model knows {model.num_classes} classes, the data has {dataset.num_classes}",
+            where=where,
+            hint="give the data that it was trained on: --data",
+        )
+    if model.classes is None or model.classes == dataset.classes:
+        return
+    first = ", ".join(model.classes[:4])
+    if set(model.classes) == set(dataset.classes):
+        raise ShapeError(
+            f"the model has the same classes as the data, but in another order: {first}, ...",
+            where=where,
+            hint="give the data that it was trained on: --data",
+        )
+    observer(Note(f"{where}: the model's classes ({first}, ...) have other names than the data's"))
+
+
+def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Compute) -> Feed:
+    """Cut, order and place the images of a run.
+
+    Raises:
+        DataError: Nothing is left to train on.
+    """
+    train, validation = validation_split(
+        dataset.train.labels,
+        fraction=config.split.validation_fraction,
+        seed=config.split.seed,
+        limit=config.split.train_limit,
+    )
+    if not len(train):
+        raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
+
+    def in_order(
+        images: NDArray[np.uint8] | Tensor, of: ImageSet, indices: NDArray[np.int64] | None
+    ) -> EvaluationBatches:
+        return EvaluationBatches(
+            images,
+            of.labels,
+            indices,
+            batch_size=_EVALUATION_BATCH,
+            device=compute.device,
+            image_size=image_size,
+        )
+
+    images = on_device(dataset.train.images, compute.device)  # once, for all that read them
+    training = TrainingBatches(
+        images,
+        dataset.train.labels,
+        train,
+        batch_size=config.training.batch_size,
+        num_classes=dataset.num_classes,
+        augment=config.augment,
+        label_smoothing=config.training.label_smoothing,
+        seed=config.seed,
+        device=compute.device,
+        image_size=image_size,
+        views=config.views,
+    )
+    # Shuffled: statistics of a batch are those of the data only where its classes are mixed as the data's are.
+    some = np.random.default_rng(config.split.seed).permutation(train)[:_STATISTICS_IMAGES]
+    return Feed(
+        training=training,
+        validation=in_order(images, dataset.train, validation) if len(validation) else None,
+        test=in_order(dataset.test.images, dataset.test, None),
+        statistics=in_order(images, dataset.train, some),
+        num_classes=dataset.num_classes,
+        image_size=image_size,
+        key=CacheKey(
+            teacher="",
+            data=dataset.sha256,
+            images=config.split.model_dump_json(),
+            num_samples=len(train),
+            num_classes=dataset.num_classes,
+            image_size=image_size,
+            compute=compute,
+            augment=config.augment,
+            seed=config.seed,
+        ),
+    )
+
+
+def common_image_size(specs: Sequence[str]) -> int:
+    """The size of images that every model takes.
+
+    Raises:
+        ShapeError: They take different ones.
+    """
+    sizes = {spec: MODELS[spec].input_size if spec in MODELS else 32 for spec in specs}
+    if len(set(sizes.values())) > 1:
+        raise ShapeError(
+            f"the models take images of different sizes: {sizes}", where="image_size", hint="give image_size"
+        )
+    return next(iter(sizes.values()))

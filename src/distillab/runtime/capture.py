@@ -1,0 +1,127 @@
+"""Work recorded once and replayed: a CUDA graph, behind an interface that a CPU can stand in for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+ResultT = TypeVar("ResultT")
+
+_WARM_UPS = 3  # cuDNN tries its kernels in the first, and autograd makes its buffers
+
+
+class CannotCaptureError(Exception):
+    """The work does something that a graph cannot hold, such as waiting for the device; it can still be run as it is.
+
+    The message says what.
+    """
+
+
+class Capture(Generic[ResultT]):
+    """Work without arguments, recorded once: a call replays its kernels with no Python between them.
+
+    The work reads its inputs from tensors that stay where they are (whoever wants other inputs writes them there
+    before the call), and every replay leaves its results in the same tensors. Random numbers go on from where the
+    device's default generator stands at the call, as they would without a graph.
+
+    Recording runs the work a few times to warm up; the tensors of `state` are put back to what they were, and those
+    that did not exist before, such as an optimizer's moments, to zero.
+
+    On a CPU there are no graphs: the work is run again at each call, and its results are copied to where those of
+    the first run lie. So everything but the graph itself is the same there, and can be tested.
+
+    Args:
+        work: What is recorded. Its result is a tensor, or tuples, lists, mappings or dataclasses of them.
+        device: Where the work runs.
+        state: Tells all tensors that the work changes and that matter afterwards.
+
+    Raises:
+        CannotCaptureError: The work cannot be recorded; the state is as it was.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], ResultT],
+        *,
+        device: torch.device,
+        state: Callable[[], Iterable[Tensor]] = tuple,
+    ) -> None:
+        self._replay: Callable[[], None]
+        if device.type == "cuda":
+            self._result, self._replay = _graph(work, device, state)
+        else:
+            self._result, self._replay = _stand_in(work, state)
+
+    def __call__(self) -> ResultT:
+        """Replay; the results are overwritten by the next call."""
+        self._replay()
+        return self._result
+
+
+def _graph(
+    work: Callable[[], ResultT], device: torch.device, state: Callable[[], Iterable[Tensor]]
+) -> tuple[ResultT, Callable[[], None]]:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream), _put_back(state):
+        for _ in range(_WARM_UPS):
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            result = work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CannotCaptureError(str(error).splitlines()[0]) from error
+    return result, graph.replay
+
+
+def _stand_in(work: Callable[[], ResultT], state: Callable[[], Iterable[Tensor]]) -> tuple[ResultT, Callable[[], None]]:
+    with _put_back(state):
+        result = work()
+    places = list(_tensors(result))
+
+    def replay() -> None:
+        for place, value in zip(places, _tensors(work()), strict=True):
+            if place is not value:
+                place.detach().copy_(value.detach())
+
+    return result, replay
+
+
+@contextlib.contextmanager
+def _put_back(state: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
+    """Put state back to what it was when the block began, whatever happens in it; what is new becomes zero."""
+    before = [(tensor, tensor.detach().clone()) for tensor in state()]
+    try:
+        yield
+    finally:
+        known = {id(tensor) for tensor, _ in before}
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+            for tensor in state():
+                if id(tensor) not in known:
+                    tensor.zero_()
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """All tensors of a result, in order."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        for value in result.values():
+            yield from _tensors(value)
+    elif is_dataclass(result) and not isinstance(result, type):
+        for field in fields(result):
+            yield from _tensors(getattr(result, field.name))
+    elif isinstance(result, Sequence) and not isinstance(result, str):
+        for value in result:
+            yield from _tensors(value)

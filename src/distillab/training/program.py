@@ -1,0 +1,170 @@
+"""How the steps of some students on the same batches are executed: one by one, recorded, or compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from distillab.data.batch import Batch
+from distillab.data.batches import LoaderBatches, TrainingBatches
+from distillab.guidance.base import Guidance
+from distillab.guidance.sharing import SharedGuidance
+from distillab.models.features import ModelOutput
+from distillab.runtime.capture import CannotCaptureError, Capture
+from distillab.runtime.device import Compute
+from distillab.runtime.events import Note, Observer
+from distillab.training.step import Step
+
+Front = tuple[Batch, list[ModelOutput | None]]
+"""What comes before the students: the batch, and what their teachers say of it."""
+
+
+class Program:
+    """The steps of some students on the same batches.
+
+    A step is one front (batch made and augmented, teachers asked) and, on its results, each student's own step. The
+    students do not know of each other: each draws its dropout from the seed that it would have alone, so it goes the
+    same way as alone.
+
+    Recorded (`Compute.execution`), the front is one graph and every student's step another; on a GPU the students run
+    side by side, each on a stream of its own.
+
+    Attributes:
+        own_seconds: Wall time of each student's own part of this epoch's steps; zeros where students run side by side.
+
+    Args:
+        batches: Where batches come from.
+        compute: Device and precision.
+        observer: Is told where steps cannot be recorded, and are run one by one.
+    """
+
+    def __init__(self, batches: TrainingBatches | LoaderBatches, compute: Compute, *, observer: Observer) -> None:
+        self._batches = batches
+        self._device = compute.device
+        # Compiled kernels are recorded too where there are graphs: launching them one by one costs as much.
+        self._captured = compute.execution == "captured" or (
+            compute.execution == "compiled" and compute.device.type == "cuda"
+        )
+        self._observer = observer
+        self._view = torch.zeros((), dtype=torch.int64, device=compute.device)
+        self._raw: tuple[Tensor, ...] | None = None
+        self._front: Capture[Front] | None = None
+        self._backs: dict[int, Capture[None]] = {}  # by id of the step
+        self._streams: list[torch.cuda.Stream] = []
+        self._recorded_for: object = None
+        self._steps: Sequence[Step] = ()
+        self.own_seconds: list[float] = []
+
+    def begin_epoch(self, steps: Sequence[Step], guidances: Sequence[Guidance | None], epoch: int) -> None:
+        """Make ready for an epoch.
+
+        Args:
+            steps: Of the students that take part.
+            guidances: What guides each of them.
+            epoch: Its number.
+        """
+        self._steps = steps
+        self.own_seconds = [0.0] * len(steps)
+        self._guidance = SharedGuidance(guidances)
+        view = self._batches.view_of(epoch)
+        self._guidance.begin_epoch(view)
+        self._view.fill_(view)
+        if (found := (tuple(map(id, steps)), self._guidance.phase)) != self._recorded_for:
+            self._front = None
+            self._backs.clear()
+            self._recorded_for = found
+
+    def end_epoch(self, left_out: Iterable[Batch]) -> None:
+        """Let guidance that keeps answers complete the view."""
+        self._guidance.end_epoch(left_out)
+
+    def __call__(self, raw: tuple[Tensor, ...], seed: int) -> None:
+        """Let every student take a step.
+
+        Args:
+            raw: What the batch is made of.
+            seed: Of dropout, the same for all.
+        """
+        if self._captured:
+            try:
+                self._replay(raw, seed)
+                return
+            except CannotCaptureError as error:
+                self._captured = False
+                self._front = None
+                self._backs.clear()
+                self._observer(Note(f"the steps cannot be captured and run eagerly: {error}"))
+        batch, guides = self._ask(raw)
+        for position, (step, guide) in enumerate(zip(self._steps, guides, strict=True)):
+            with self._timed(position):
+                self._seed(seed)
+                step(batch, guide)
+
+    def _ask(self, raw: tuple[Tensor, ...]) -> Front:
+        batch = self._batches.make(raw, self._view)
+        return batch, self._guidance(batch)
+
+    def _replay(self, raw: tuple[Tensor, ...], seed: int) -> None:
+        if self._front is None:
+            self._record(raw)
+        assert self._front is not None
+        assert self._raw is not None
+        if [place.shape for place in self._raw] != [value.shape for value in raw]:
+            raise CannotCaptureError("the batches are of several sizes")
+        for place, value in zip(self._raw, raw, strict=True):
+            place.copy_(value, non_blocking=True)
+        self._front()
+        if self._device.type == "cuda" and len(self._steps) > 1:
+            self._side_by_side(seed)
+        else:
+            for position, step in enumerate(self._steps):
+                with self._timed(position):
+                    self._seed(seed)
+                    self._backs[id(step)]()
+
+    def _side_by_side(self, seed: int) -> None:
+        main = torch.cuda.current_stream(self._device)
+        while len(self._streams) < len(self._steps):
+            self._streams.append(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        for stream, step in zip(self._streams, self._steps, strict=False):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                # All graphs read the generator's state from one place; they may overlap, since all put the same there.
+                self._seed(seed)
+                self._backs[id(step)]()
+        for stream in self._streams[: len(self._steps)]:
+            main.wait_stream(stream)
+
+    def _record(self, raw: tuple[Tensor, ...]) -> None:
+        if self._raw is None:
+            self._raw = tuple(tensor.clone() for tensor in raw)
+        static = self._raw
+        for place, value in zip(static, raw, strict=True):
+            place.copy_(value)
+        front = Capture(lambda: self._ask(static), device=self._device)
+        batch, guides = front()
+        for step, guide in zip(self._steps, guides, strict=True):
+            self._backs[id(step)] = Capture(
+                lambda step=step, guide=guide: step(batch, guide),  # type: ignore[misc]
+                device=self._device,
+                state=step.state,
+            )
+        self._front = front
+
+    @contextlib.contextmanager
+    def _timed(self, position: int) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.own_seconds[position] += time.perf_counter() - started
+
+    def _seed(self, seed: int) -> None:
+        # One generator, not all of torch's: that would cost more than it is worth at every step.
+        if self._device.type == "cuda":
+            index = torch.cuda.current_device() if self._device.index is None else self._device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)

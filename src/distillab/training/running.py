@@ -1,0 +1,253 @@
+"""A stage that is under way: its optimizer, its clock, what validation says of it, and how it ends."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distillab.errors import NonFiniteLossError
+from distillab.evaluation.evaluate import Evaluation, evaluate
+from distillab.runtime.device import Compute
+from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStarted, StepsDone
+from distillab.runtime.reproducibility import derived_seed
+from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
+from distillab.training.config import Regime, Role
+from distillab.training.optimizer import make_optimizer
+from distillab.training.schedule import multiplier
+from distillab.training.stage import Best, Feed, Record, Stage, StageReport
+from distillab.training.step import Learner, Step, freeze_beyond, trainable
+
+_SECONDS_BETWEEN_READINGS = 0.5
+
+
+class StageRun:
+    """One stage under way.
+
+    Attributes:
+        stage: What is trained.
+        step: What it does with a batch.
+        epochs_done: How many.
+        seconds: Wall time so far, of its own and its part of what it shares with others.
+
+    Args:
+        stage: What is trained, and for how long.
+        feed: Images.
+        regime: Optimizer, schedule and the rest.
+        compute: Device and precision.
+        observer: Is told of progress.
+        record: Takes each epoch's numbers.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        feed: Feed,
+        regime: Regime,
+        *,
+        compute: Compute,
+        observer: Observer,
+        record: Record | None,
+    ) -> None:
+        self.stage = stage
+        self.epochs_done = 0
+        self.seconds = 0.0
+        self._feed = feed
+        self._regime = regime
+        self._compute = compute
+        self._observer = observer
+        self._record = record
+        self._steps_per_epoch = feed.training.steps_per_epoch
+        observer(StageStarted(stage.title, stage.role, stage.method.name, stage.epochs, self._steps_per_epoch))
+        self._frozen = _freeze_unreached(stage.learner, feed, compute)
+        self._average = _moving_average(stage, regime)
+        self.step = Step(
+            stage.learner,
+            method=stage.method,
+            optimizer=make_optimizer(trainable(stage.learner), regime.optimizer),
+            gradient_clip=regime.training.gradient_clip,
+            average=self._average,
+            compute=compute,
+        )
+        self._watch = _Watch(stage, feed, compute, patience=regime.training.early_stop_patience)
+        self._history: list[Mapping[str, float]] = []
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs are done, or validation has said that it is enough."""
+        return self.epochs_done == self.stage.epochs or self._watch.patience_is_over(self.epochs_done)
+
+    def begin_epoch(self) -> None:
+        """Make ready for the next pass over the training images."""
+        self._last_reading = time.perf_counter()
+        self.step.tally.reset()
+        self.step.learner.train()
+
+    def set_clock(self, number: int) -> None:
+        """Say which step of the epoch comes next."""
+        done = self._done(number)
+        total = self.stage.epochs * self._steps_per_epoch
+        schedule = multiplier(self._regime.schedule, done, total, self._steps_per_epoch)
+        self._rate = self._regime.optimizer.learning_rate * schedule
+        self.step.set_clock(done, total, self._rate)
+
+    def look(self, number: int) -> None:
+        """After a step: now and then, read the losses and stop on bad numbers.
+
+        Raises:
+            NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
+                before that step (BatchNorm's running statistics have seen its batch).
+        """
+        now = time.perf_counter()
+        if now - self._last_reading < _SECONDS_BETWEEN_READINGS:
+            return
+        self._last_reading = now
+        self._stop_on_bad_numbers()
+        values = self.step.tally.read()
+        total = self.stage.epochs * self._steps_per_epoch
+        self._observer(
+            StepsDone(self.stage.title, self._done(number) + 1, total, values.get("loss"), values.get("train_top1"))
+        )
+
+    def end_epoch(self, seconds: float) -> None:
+        """Validate, and report the epoch.
+
+        Args:
+            seconds: Wall time of its steps.
+
+        Raises:
+            NonFiniteLossError: As in `look`.
+        """
+        started = time.perf_counter()
+        self._stop_on_bad_numbers()
+        self.epochs_done += 1
+        values = {**self.step.tally.read(), "learning_rate": self._rate, "seconds": seconds}
+        values |= self._watch.look(self._judged, self.epochs_done)
+        self._history.append(values)
+        if self._record is not None:
+            self._record({"stage": self.stage.title, "role": self.stage.role, "epoch": self.epochs_done, **values})
+        self._observer(EpochEnded(self.stage.title, self.epochs_done, self.stage.epochs, values))
+        self.seconds += seconds + time.perf_counter() - started
+
+    def finish(self) -> StageReport:
+        """Give the student the weights that the stage ends with, and say what was done."""
+        started = time.perf_counter()
+        self.release()
+        student = self.stage.learner.student
+        if self._average is not None:
+            student.load_state_dict(self._average.model.state_dict())
+        if self._watch.patience is not None and self._watch.best is not None:
+            student.load_state_dict(self._watch.best.state)
+        before, after = _finish(self.stage, self._feed, self._regime, self._compute)
+        self._observer(StageEnded(self.stage.title, self.epochs_done))
+        return StageReport(
+            title=self.stage.title,
+            role=self.stage.role,
+            method=self.stage.method.name,
+            epochs=self.epochs_done,
+            steps=self.epochs_done * self._steps_per_epoch,
+            terms=self.step.tally.names,
+            seconds=self.seconds + time.perf_counter() - started,
+            history=tuple(self._history),
+            best=self._watch.best,
+            validation=after,
+            validation_before_recalibration=before,
+        )
+
+    def release(self) -> None:
+        """Thaw what the stage froze."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    @property
+    def _judged(self) -> nn.Module:
+        return self._average.model if self._average else self.stage.learner.student
+
+    def _done(self, number: int) -> int:
+        return self.epochs_done * self._steps_per_epoch + number
+
+    def _stop_on_bad_numbers(self) -> None:
+        bad = self.step.tally.first_bad()
+        if bad is not None:
+            what, number = bad
+            epoch = number // self._steps_per_epoch + 1
+            raise NonFiniteLossError(
+                f"{what} became NaN or infinite",
+                where=f"{self.stage.title}, epoch {epoch}, step {number + 1}",
+                hint="lower optimizer.learning_rate, or set training.gradient_clip, say 1.0",
+            )
+
+
+def dropout_seed(seed: int, role: Role, step: int) -> int:
+    """Seed of a step's dropout, so that the step can be replayed alone.
+
+    Args:
+        seed: Of the run.
+        role: Who learns.
+        step: Number of the step over all stages of whoever learns, from 0.
+    """
+    return derived_seed(seed, "dropout", role, step)
+
+
+def recalibrated(model: nn.Module, feed: Feed, regime: Regime, compute: Compute) -> bool:
+    """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
+    if not regime.training.recalibrate_batchnorm or feed.statistics is None or not has_batchnorm(model):
+        return False
+    recalibrate_batchnorm(model, (batch.images for batch in feed.statistics), compute)
+    return True
+
+
+def _moving_average(stage: Stage, regime: Regime) -> MovingAverage | None:
+    decay = regime.training.ema_decay
+    # A stage that stops at a layer prepares weights for the next one, which starts its own average.
+    return None if decay is None or stage.learner.stop else MovingAverage(stage.learner.student, decay)
+
+
+def _freeze_unreached(learner: Learner, feed: Feed, compute: Compute) -> list[nn.Parameter]:
+    """Freeze what a stage that stops early does not reach: its optimizer must not move it, not even by decay."""
+    if not learner.stop:
+        return []
+    learner.eval()  # no statistics move, no dropout is drawn
+    images = torch.zeros(2, 3, feed.image_size, feed.image_size, device=compute.device)
+    return list(freeze_beyond(learner, images))
+
+
+def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple[Evaluation | None, Evaluation | None]:
+    """Re-estimate BatchNorm statistics; returns the validation before and after."""
+    if stage.learner.stop:
+        return None, None
+    student = stage.learner.student
+
+    def validation() -> Evaluation | None:
+        return evaluate(student, feed.validation, autocast_dtype=compute.autocast_dtype) if feed.validation else None
+
+    before = validation()
+    if not stage.final or not recalibrated(student, feed, regime, compute):
+        return None, before
+    return before, validation()
+
+
+class _Watch:
+    """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop."""
+
+    def __init__(self, stage: Stage, feed: Feed, compute: Compute, *, patience: int | None) -> None:
+        self.feed = feed
+        self.compute = compute
+        self.idle = feed.validation is None or stage.learner.stop
+        self.patience = None if self.idle else patience
+        self.best: Best | None = None
+
+    def look(self, model: nn.Module, epoch: int) -> dict[str, float]:
+        if self.idle or self.feed.validation is None:
+            return {}
+        found = evaluate(model, self.feed.validation, autocast_dtype=self.compute.autocast_dtype)
+        if self.best is None or found.nll < self.best.validation.nll:
+            state: dict[str, Tensor] = copy.deepcopy(model.state_dict())
+            self.best = Best(epoch, found, state)
+        return {"validation_top1": found.top1, "validation_loss": found.nll}
+
+    def patience_is_over(self, epoch: int) -> bool:
+        return self.patience is not None and self.best is not None and epoch - self.best.epoch >= self.patience

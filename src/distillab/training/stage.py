@@ -1,0 +1,110 @@
+"""One stage of training: what goes in, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from distillab.data.batches import Batch, LoaderBatches, TrainingBatches
+from distillab.evaluation.evaluate import Evaluation
+from distillab.guidance.base import Guidance
+from distillab.guidance.cache import CacheKey
+from distillab.methods.base import Method
+from distillab.training.config import Role
+from distillab.training.step import Learner
+
+Record = Callable[[Mapping[str, Any]], None]
+"""Takes what an epoch brought: one line of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The images of a run, in batches.
+
+    Attributes:
+        training: What is learnt from.
+        validation: What choices are made by; None: none are made.
+        test: Read once, after the last step; None: not at all.
+        statistics: Training images for BatchNorm, as they are (a user's loader: as it gives them); None: statistics
+            stay as training left them.
+        num_classes: C.
+        image_size: Side in pixels.
+        key: All that a teacher's logits of the training images depend on, but for the teacher; None where that is
+            not known.
+    """
+
+    training: TrainingBatches | LoaderBatches
+    validation: Iterable[Batch] | None
+    test: Iterable[Batch] | None
+    statistics: Iterable[Batch] | None
+    num_classes: int
+    image_size: int
+    key: CacheKey | None = None
+
+
+@dataclass
+class Best:
+    """Weights of the epoch with the lowest validation loss."""
+
+    epoch: int
+    validation: Evaluation
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did.
+
+    Attributes:
+        title: Such as "student by st (hint)".
+        role: Who learnt.
+        method: The method's name.
+        epochs: That were trained; fewer than planned where it stopped early.
+        steps: Updates.
+        terms: Names of the loss terms, as logged.
+        seconds: Wall time, validation included; students that are trained together share the time of what they share.
+        history: One record an epoch.
+        best: None without validation.
+        validation: Of the weights that the stage ends with; None without validation or where it stops at a layer.
+        validation_before_recalibration: The same, with BatchNorm statistics as training left them.
+    """
+
+    title: str
+    role: Role
+    method: str
+    epochs: int
+    steps: int
+    terms: tuple[str, ...]
+    seconds: float
+    history: tuple[Mapping[str, float], ...] = ()
+    best: Best | None = None
+    validation: Evaluation | None = None
+    validation_before_recalibration: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to run.
+
+    Attributes:
+        learner: What learns; its student is changed in place.
+        method: What it minimises.
+        guidance: What guides it, or None.
+        epochs: How many.
+        title: For people.
+        role: Who learns.
+        first_epoch: Epochs that this student has behind it, so that stages go on through the views, not over them.
+        final: The student's last stage, after which its BatchNorm statistics are re-estimated.
+    """
+
+    learner: Learner
+    method: Method[Any]
+    guidance: Guidance | None
+    epochs: int
+    title: str
+    role: Role
+    first_epoch: int = 0
+    final: bool = True
