@@ -16,8 +16,8 @@ from distillab.inference import evaluate_file, predict_files
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.weights import load_model, save_weights
 from distillab.preview import preview
-from distillab.run import run_one
-from distillab.runtime.events import Note
+from distillab.run import run_one, run_together
+from distillab.runtime.events import Note, StageStarted
 from distillab.runtime.run_dir import RunDir
 
 NOT_BIT_EXACT = {"log.txt", "timing.jsonl", "env.json", "result.json", "command.txt"}
@@ -144,7 +144,6 @@ def test_without_validation_nothing_is_chosen(tmp_path):
 
 
 def test_nothing_is_written_where_nothing_is_to_be_kept(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     result = run_one(resolve_train(tiny.RECIPE, {}), allow_code=True, save_run=False)
     assert result.run_dir is None
     assert result.summary["weights"] is None
@@ -246,7 +245,6 @@ def test_a_missing_teacher_is_told_before_anything_is_trained(tmp_path):
 
 
 def test_a_preview_builds_everything_and_keeps_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     found = preview(resolve_distill(tiny.RECIPE, {"method": "multi"}), allow_code=True)
     assert [stage["role"] for stage in found["stages"]] == ["teacher", "assistant", "assistant", "student", "student"]
     assert {model["role"] for model in found["models"]} == {"teacher", "assistant", "student"}
@@ -323,3 +321,86 @@ def test_the_log_and_the_table_tell_what_the_json_lines_tell(tmp_path):
     epochs = [line for line in log if "  epoch " in line]
     assert len(epochs) == len(lines)
     assert "student by fitnet (hint)" in epochs[2]
+
+
+def files_of(folder):
+    """Contents of what a run leaves, less times and the folder's own name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            found[path.name] = path.read_bytes()
+    result = json.loads((folder / "result.json").read_text())
+    result.pop("timing")
+    return found, result
+
+
+def test_runs_that_are_carried_out_together_leave_the_files_of_runs_alone(tmp_path):
+    teacher = train(tmp_path / "teacher", role="teacher").run_dir
+    names = ("alone", "st", "fitnet", "takd")
+
+    def settings(name, folder):
+        flags = {"output": tmp_path / folder / name}
+        if name == "alone":
+            return resolve_train(tiny.RECIPE, flags)
+        return resolve_distill(tiny.RECIPE, {**flags, "method": name, "teacher": str(teacher)})
+
+    for name in names:
+        run_one(settings(name, "single"), allow_code=True)
+    outcomes = run_together([settings(name, "group") for name in names], allow_code=True)
+    assert [outcome.run_dir.name for outcome in outcomes] == list(names)
+    for name in names:
+        single, group = files_of(tmp_path / "single" / name), files_of(tmp_path / "group" / name)
+        assert single == group, name
+
+
+def test_a_teacher_that_several_runs_name_is_trained_once_and_saved_with_each(tmp_path):
+    configs = [
+        resolve_distill(tiny.RECIPE, {"output": tmp_path / name, "method": name}) for name in ("st", "mbd-delta")
+    ]
+    events = []
+    run_together(configs, allow_code=True, observer=events.append)
+    trained = [event for event in events if isinstance(event, StageStarted) and event.role == "teacher"]
+    assert len(trained) == 1
+    weights = [(tmp_path / name / "teacher.safetensors").exists() for name in ("st", "mbd-delta")]
+    assert weights == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [({"seed": 1}, "seed"), ({"views": 2}, "views"), ({"training": {"batch_size": 8}}, "training.batch_size")],
+)
+def test_runs_that_would_see_other_batches_are_not_carried_out_together(tmp_path, change, where):
+    configs = [
+        resolve_train(tiny.RECIPE, {"output": tmp_path / "a"}),
+        resolve_train(tiny.RECIPE, {"output": tmp_path / "b", **change}),
+    ]
+    with pytest.raises(ConfigError, match="see the same batches") as caught:
+        run_together(configs, allow_code=True)
+    assert caught.value.where == where
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_later_run_finds_the_teachers_logits_on_disk(tmp_path):
+    teacher = train(tmp_path / "teacher", role="teacher").run_dir
+    weights = []
+    for name in ("first", "second"):
+        flags = {"output": tmp_path / name, "teacher": str(teacher), "views": 1, "data_dir": tmp_path / "data", "cache_gib": 1.0}
+        result = run_one(resolve_distill(tiny.RECIPE, flags), allow_code=True)
+        weights.append((result.run_dir / "student.safetensors").read_bytes())
+        if name == "first":
+            tables = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "logits").rglob("*.safetensors")}
+    assert weights[0] == weights[1]
+    assert len(tables) == 2  # of the training images in one view, and of the test images
+    assert tables == {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "logits").rglob("*.safetensors")}
+
+
+def test_a_set_above_the_limit_is_streamed_to_the_same_result(tmp_path):
+    found = []
+    for name, limit in (("resident", None), ("streamed", 0.0)):
+        events = []
+        flags = {"output": tmp_path / name, **({} if limit is None else {"resident_gib": limit})}
+        run_one(resolve_train(tiny.RECIPE, flags), allow_code=True, observer=events.append)
+        found.append(files_of(tmp_path / name))
+        said = " ".join(event.text for event in events if isinstance(event, Note))
+        assert ("images streamed" if limit == 0.0 else "images on the device") in said
+    assert found[0] == found[1]

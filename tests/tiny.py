@@ -64,6 +64,7 @@ RECIPE = {
     "student": "tiny:build",
     "image_size": SIZE,
     "threads": 1,
+    "cache_gib": 0.0,
     "device": "cpu",
     "training": {"epochs": 2, "batch_size": 16, "precision": "float32"},
     "augment": {"crop_padding": 2},

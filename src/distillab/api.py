@@ -15,7 +15,7 @@ is refused: a loader makes its own batches, and data that are given need no open
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,10 +29,11 @@ from distillab.evaluation.evaluate import Evaluation
 from distillab.evaluation.evaluate import evaluate as evaluate_batches
 from distillab.execution import Job, Trained, carry_out, train_alone
 from distillab.feeding import build_feed
+from distillab.guidance.cache import LogitsCache
 from distillab.models.classifier import IDENTITY, Classifier, evaluation_mode, set_normalization
 from distillab.models.features import forward_features
 from distillab.preparation import Workplace
-from distillab.runtime.device import Compute, choose_compute, cpu_threads
+from distillab.runtime.device import Compute, choose_compute, choose_execution, computing
 from distillab.runtime.events import Observer, silent
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
@@ -44,8 +45,15 @@ Loader = Any
 """Whatever `LoaderBatches` takes: an iterable with a length that gives (images, labels)."""
 
 _OPENING = ("data_dir", "offline", "split.test_fraction")
-_BATCHING = ("image_size", "split", "augment", "training.batch_size", "training.label_smoothing")
-_EVALUATION_BATCH = 512
+_BATCHING = (
+    "image_size",
+    "split",
+    "augment",
+    "views",
+    "resident_gib",
+    "training.batch_size",
+    "training.label_smoothing",
+)
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,9 @@ def train(
     """
     config = _config(settings, seed, device)
     compute = choose_compute(config.device, config.training.precision)
-    with cpu_threads(config.threads):
+    with computing(compute, config.threads):
         feed = _feed(data, validation, test, {"model": model}, config, compute)
-        place = Workplace(feed, seed, compute, observer)
+        place = _place(feed, config, compute, observer)
         return _result(train_alone(model, regime_of(config), place, role=role), feed, compute)
 
 
@@ -155,10 +163,10 @@ def distill(
             raise ConfigError(f"'{plan.name}' has no assistant", where="assistant", hint="leave it out, or use takd")
         models["assistant"] = assistant
     compute = choose_compute(config.device, config.training.precision)
-    with cpu_threads(config.threads), evaluation_mode(teacher):
+    with computing(compute, config.threads), evaluation_mode(teacher):
         feed = _feed(data, validation, test, models, config, compute)
         regime = regime_of(config)
-        place = Workplace(feed, seed, compute, observer)
+        place = _place(feed, config, compute, observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
         trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)
@@ -181,7 +189,7 @@ def evaluate(
         model: Any module that maps images in [0, 1] to logits; moved to the device.
         data: A `Dataset` (its test images are read, at the models' size), or a loader.
         teacher: To compare with, or None; moved to the device.
-        batch_size: Images at once, for a data set; 512 if not given.
+        batch_size: Images at once, for a data set; as many as keep the device busy if not given.
         device: See `RunConfig.device`.
 
     Raises:
@@ -195,7 +203,7 @@ def evaluate(
         batches = EvaluationBatches(
             data.test.images,
             data.test.labels,
-            batch_size=_EVALUATION_BATCH if batch_size is None else batch_size,
+            batch_size=batch_size,
             device=compute.device,
             image_size=_image_size(models, data),
         )
@@ -246,8 +254,20 @@ def _feed(
     return feed
 
 
+def _place(feed: Feed, config: RunConfig, compute: Compute, observer: Observer) -> Workplace:
+    """What all stages share; a teacher's logits are kept for the time of the training, if it sees any view twice."""
+    num_steps = config.training.epochs * feed.training.steps_per_epoch
+    execution = choose_execution(config.training.execution, compute.device, num_steps)
+    sees_again = feed.key is not None and (config.views is not None or not feed.key.augmented)
+    cache = LogitsCache(None, limit_bytes=0) if sees_again else None
+    return Workplace(feed, config.seed, replace(compute, execution=execution), observer, cache=cache)
+
+
 def _refuse_without_effect(config: RunConfig, *, is_loader: bool) -> None:
-    reasons = {"output": "nothing is written", **dict.fromkeys(_OPENING, "the images are given")}
+    reasons = {
+        **dict.fromkeys(("output", "cache_gib"), "nothing is written"),
+        **dict.fromkeys(_OPENING, "the images are given"),
+    }
     if is_loader:
         reasons |= dict.fromkeys(_BATCHING, "a loader makes its own batches, images and labels")
     for section, given in config.model_dump(exclude_unset=True).items():

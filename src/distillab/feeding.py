@@ -12,6 +12,7 @@ from distillab.config import RunConfig
 from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.splits import validation_split
+from distillab.data.streaming import StreamedImages, fits_on_device
 from distillab.errors import DataError, ShapeError
 from distillab.guidance.cache import CacheKey
 from distillab.models.catalog import MODELS
@@ -20,7 +21,7 @@ from distillab.runtime.device import Compute
 from distillab.runtime.events import Note, Observer
 from distillab.training.stage import Feed
 
-_EVALUATION_BATCH = 512
+_STATISTICS_BATCH = 512  # the statistics depend on it, so it is one for all devices
 _STATISTICS_IMAGES = 4096
 
 
@@ -78,19 +79,23 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
     if not len(train):
         raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
 
+    num_bytes = dataset.train.images.nbytes + dataset.test.images.nbytes
+    is_resident = fits_on_device(num_bytes, compute.device, config.resident_gib)
+
+    def placed(images: NDArray[np.uint8]) -> Tensor | StreamedImages:
+        return on_device(images, compute.device) if is_resident else StreamedImages(images)
+
     def in_order(
-        images: NDArray[np.uint8] | Tensor, of: ImageSet, indices: NDArray[np.int64] | None
+        images: Tensor | StreamedImages,
+        of: ImageSet,
+        indices: NDArray[np.int64] | None,
+        batch_size: int | None = None,
     ) -> EvaluationBatches:
         return EvaluationBatches(
-            images,
-            of.labels,
-            indices,
-            batch_size=_EVALUATION_BATCH,
-            device=compute.device,
-            image_size=image_size,
+            images, of.labels, indices, batch_size=batch_size, device=compute.device, image_size=image_size
         )
 
-    images = on_device(dataset.train.images, compute.device)  # once, for all that read them
+    images = placed(dataset.train.images)  # once, for all that read them
     training = TrainingBatches(
         images,
         dataset.train.labels,
@@ -109,8 +114,8 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
     return Feed(
         training=training,
         validation=in_order(images, dataset.train, validation) if len(validation) else None,
-        test=in_order(dataset.test.images, dataset.test, None),
-        statistics=in_order(images, dataset.train, some),
+        test=in_order(placed(dataset.test.images), dataset.test, None),
+        statistics=in_order(images, dataset.train, some, _STATISTICS_BATCH),
         num_classes=dataset.num_classes,
         image_size=image_size,
         key=CacheKey(
@@ -124,6 +129,7 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
             augment=config.augment,
             seed=config.seed,
         ),
+        is_resident=is_resident,
     )
 
 

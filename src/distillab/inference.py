@@ -22,7 +22,7 @@ from distillab.feeding import check_fits
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outside_code import names_code
-from distillab.runtime.device import Compute, choose_compute, cpu_threads
+from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Observer, silent
 
 
@@ -88,7 +88,7 @@ def evaluate_file(
         device=compute.device,
         image_size=size,
     )
-    with cpu_threads(config.threads):
+    with computing(compute, config.threads):
         found = evaluate(student, batches, teacher=guide, autocast_dtype=compute.autocast_dtype)
     return {
         "source": source,

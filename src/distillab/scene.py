@@ -24,7 +24,7 @@ from distillab.models.catalog import build_model
 from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
 from distillab.preparation import Workplace
-from distillab.runtime.device import choose_compute, choose_execution, cpu_threads
+from distillab.runtime.device import choose_compute, choose_execution, computing
 from distillab.runtime.events import Event, Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
@@ -105,12 +105,20 @@ class Scene:
 
         self.place = replace(self.place, record=self.run_dir.append_metrics, observer=observe)
         observe(RunStarted(self.run_dir.path))
+        observe(Note(self._how()))
         self.run_dir.describe(
             config_toml=to_toml(self.config),
             command=command,
             device=self.place.compute.device,
             threads=torch.get_num_threads(),
         )
+
+    def _how(self) -> str:
+        """How the run computes, in words: what was chosen for it by the device and the data."""
+        compute = self.place.compute
+        precision = str(compute.autocast_dtype or torch.float32).removeprefix("torch.")
+        images = "on the device" if self.feed.is_resident else "streamed"
+        return f"computing on {compute.device}: {precision}, {compute.execution} steps, images {images}"
 
     def close(self) -> None:
         """Give the run folder free."""
@@ -213,7 +221,7 @@ def open_scene(
     if config.output is not None:
         check_free(config.output)
     image_size = config.image_size or common_image_size(_learners(config))
-    with cpu_threads(config.threads):
+    with computing(compute, config.threads):
         dataset = open_dataset(
             config.data,
             data_dir=config.data_dir,

@@ -42,7 +42,7 @@ def test_a_work_names_teacher_and_student():
     [
         ({"work": ("cnn8-cnn61",)}, "work", "did you mean 'cnn8-cnn16'?"),
         ({"work": ("cnn88",)}, "work", "did you mean 'cnn8'?"),
-        ({"work": ("cnn8-cnn12-cnn16",)}, "work", "did you mean 'cnn8-cnn"),
+        ({"work": ("cnn8-cnn12-cnn16",)}, "work", "did you mean 'cnn12-cnn16'?"),
         ({"work": ("cnn8",), "method": ("st",)}, "method", "--method alone"),
         ({"work": ("cnn8-cnn16",), "method": ("alone",)}, "method", "st"),
         ({"work": ("cnn8-cnn16",), "method": ("st", "alone")}, "work", "--work cnn8"),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from distillab.data.augment import augment, mix, own_weights, unit_images
+from distillab.data.augment import Augmentation, unit_images
 from distillab.data.config import AugmentConfig
 
 EVERYTHING = AugmentConfig(crop_padding=2, horizontal_flip=True, cutout=3, mixup=0.4, cutmix=1.0)
@@ -14,10 +14,14 @@ def random_images(number, side):
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (number, side, side, 3), dtype=np.uint8))
 
 
-def changed(images, rows, *, seed=0, view=0, image_size=None, **settings):
-    size = image_size or images.shape[1]
-    config = AugmentConfig(**settings)
-    return augment(images, torch.as_tensor(rows), config=config, seed=seed, view=view, image_size=size)
+def augmentation(image_size, *, seed=0, device="cpu", config=None, **settings):
+    config = config or AugmentConfig(**settings)
+    return Augmentation(config, seed=seed, image_size=image_size, device=torch.device(device))
+
+
+def changed(images, rows, *, view=0, **settings):
+    rows = torch.as_tensor(rows)
+    return augmentation(images.shape[1], **settings)(images[rows], rows, view)
 
 
 def crops_by_hand(image, padding):
@@ -103,10 +107,12 @@ def test_other_sizes_are_resized_as_torch_does_it():
 
 
 def run_mix(images, rows, pool, *, config=EVERYTHING, seed=0, view=0):
-    size = images.shape[1]
-    return mix(
-        images, torch.as_tensor(rows), torch.as_tensor(pool), config=config, seed=seed, view=view, image_size=size
-    )
+    """Mixed images, their partners' rows, and the share of their own labels."""
+    changes = augmentation(images.shape[1], config=config, seed=seed, device=images.device)
+    rows, pool = torch.as_tensor(rows, device=images.device), torch.as_tensor(pool, device=images.device)
+    shown = changes.with_partners(rows, pool, view)
+    mixed, share = changes.mix(changes(images[shown], shown, view), rows, view)
+    return mixed, shown[len(rows) :], share
 
 
 def test_an_image_comes_out_the_same_in_any_batch():
@@ -142,11 +148,13 @@ def test_partners_come_from_the_pool_alone_and_are_uniform():
 
 def test_mixing_is_a_weighted_mean_of_the_augmented_image_and_its_augmented_partner():
     images = random_images(30, 8)
-    config, rows = EVERYTHING, torch.arange(30)
+    rows = torch.arange(30)
     mixed, partners, share = run_mix(images, rows, rows, view=5)
-    kwargs = {"config": config, "seed": 0, "view": 5, "image_size": 8}
-    weights = own_weights(rows, **kwargs).double()
-    own, other = augment(images, rows, **kwargs).double(), augment(images, partners, **kwargs).double()
+    changes = augmentation(8, config=EVERYTHING)
+    weights, share_of_weights = changes.own_weights(rows, 5)
+    assert torch.equal(share, share_of_weights)
+    weights = weights.double()
+    own, other = changes(images, rows, 5).double(), changes(images[partners], partners, 5).double()
     for index in range(30):
         expected = weights[index] * own[index] + (1 - weights[index]) * other[index]
         assert torch.allclose(mixed[index].double(), expected, atol=1e-6)
@@ -154,19 +162,21 @@ def test_mixing_is_a_weighted_mean_of_the_augmented_image_and_its_augmented_part
 
 
 def weights_of(number, **settings):
-    return own_weights(torch.arange(number), config=AugmentConfig(**settings), seed=0, view=0, image_size=16)
+    weights, _ = augmentation(16, **settings).own_weights(torch.arange(number), 0)
+    assert weights.shape == (number, 3, 16, 16)
+    assert torch.equal(weights[:, :1].expand(-1, 3, -1, -1), weights)
+    return weights[:, 0]
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_lambda_of_mixup_follows_its_beta_distribution(alpha):
     weights = weights_of(8000, mixup=alpha)
-    assert weights.shape == (8000, 1, 16, 16)
-    assert torch.equal(weights.amin((1, 2, 3)), weights.amax((1, 2, 3)))
-    assert stats.kstest(weights[:, 0, 0, 0].numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
+    assert torch.equal(weights.amin((1, 2)), weights.amax((1, 2)))
+    assert stats.kstest(weights[:, 0, 0].numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 def test_cutmix_cuts_a_square_and_shares_labels_by_its_real_area():
-    weights = weights_of(8000, cutmix=1.0)[:, 0]
+    weights = weights_of(8000, cutmix=1.0)
     assert set(weights.unique().tolist()) == {0.0, 1.0}
     cut = weights == 0
     height, width = cut.any(2).sum(1), cut.any(1).sum(1)
@@ -192,6 +202,28 @@ def test_with_both_switched_on_half_of_the_images_take_each():
     weights = weights_of(4000, mixup=1.0, cutmix=1.0).flatten(1)
     is_cut = ((weights == 0) | (weights == 1)).all(1)
     assert stats.binomtest(int(is_cut.sum()), 4000).pvalue > 0.01
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0), EVERYTHING])
+def test_a_view_may_be_a_number_or_a_tensor(config):
+    images, rows = random_images(20, 8), torch.arange(20)
+    for view in (0, 7):
+        as_number = run_mix(images, rows, rows, config=config, view=view)
+        as_tensor = run_mix(images, rows, rows, config=config, view=torch.tensor(view))
+        assert all(torch.equal(one, other) for one, other in zip(as_number, as_tensor, strict=True))
+
+
+def test_images_are_not_changed_in_place():
+    images, rows = random_images(10, 8), torch.arange(10)
+    before = images.clone()
+    changes = augmentation(8, config=EVERYTHING)
+    shown = changes.with_partners(rows, rows, 0)
+    views = changes(images[shown], shown, 0)
+    kept = views.clone()
+    changes.mix(views, rows, 0)
+    changes(images, rows, 0)
+    assert torch.equal(images, before)
+    assert torch.equal(views, kept)
 
 
 @pytest.mark.gpu

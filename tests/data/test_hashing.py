@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from distillab.data.hashing import Stream, below, draws
+from distillab.data.hashing import Stream, all_draws, below, draws
 
 MASK = (1 << 64) - 1
 
@@ -64,6 +64,35 @@ def test_whole_numbers_are_uniform_below_their_bound(bound):
     counts = np.bincount(numbers.numpy(), minlength=bound)
     assert len(counts) == bound
     assert bound == 1 or stats.chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**63 + 5])
+@pytest.mark.parametrize("view", [0, 12, -1, 2**62])
+def test_a_view_in_a_tensor_gives_the_same_draws(seed, view):
+    indices, there = torch.arange(20), torch.tensor(view)
+    assert torch.equal(draws(seed, there, indices, Stream.FLIP), draws(seed, view, indices, Stream.FLIP))
+    assert torch.equal(all_draws(seed, there, indices), all_draws(seed, view, indices))
+
+
+def test_all_draws_are_those_of_each_stream():
+    indices = torch.tensor([5, 0, 123_456_789])
+    table = all_draws(2**63 + 5, 9, indices)
+    assert len(table) == len(Stream)
+    for stream in Stream:
+        assert torch.equal(table[stream], draws(2**63 + 5, 9, indices, stream))
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same_and_a_graph_of_it_can_be_told_another_view():
+    indices, view = torch.arange(1000, device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
+    assert torch.equal(all_draws(5, 6, indices).cpu(), all_draws(5, 6, indices.cpu()))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = all_draws(5, view, indices)
+    for number in (3, 2**40):
+        view.fill_(number)
+        graph.replay()
+        assert torch.equal(found.cpu(), all_draws(5, number, indices.cpu()))
 
 
 @pytest.mark.gpu

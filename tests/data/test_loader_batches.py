@@ -31,6 +31,29 @@ def test_resuming_skips_batches():
     assert torch.equal(torch.cat([part.images for part in parts]), IMAGES[4:])
 
 
+def test_batches_are_made_of_what_the_loader_gives_as_it_is():
+    pixels, indices = (IMAGES * 255).to(torch.uint8), torch.arange(10, dtype=torch.int32)
+    batches = LoaderBatches([(pixels, LABELS, indices)], device=CPU)
+    (raw,) = batches.raw(4)
+    assert all(torch.equal(one, other) for one, other in zip(raw, (pixels, LABELS, indices), strict=True))
+    assert raw[0].dtype == torch.uint8
+    made, (batch,) = batches.make(raw, view := torch.tensor(4)), batches.epoch(4)
+    assert made.view is view
+    assert torch.equal(made.images, batch.images)
+    assert torch.equal(made.labels, batch.labels)
+    assert torch.equal(made.indices, batch.indices)
+    (raw,) = LoaderBatches([(IMAGES, LABELS)], device=CPU).raw(0)
+    assert len(raw) == 2
+    assert batches.make(raw, 0).indices is None
+
+
+def test_a_loader_shows_as_many_views_as_epochs_and_does_not_tell_what_it_leaves_out():
+    batches = LoaderBatches(DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, drop_last=True), device=CPU)
+    assert (batches.batch_size, batches.view_of(17)) == (4, 17)
+    assert list(batches.left_out(0)) == []
+    assert LoaderBatches([(IMAGES, LABELS)], device=CPU).batch_size is None
+
+
 def test_it_can_be_evaluated_with():
     batches = LoaderBatches([(IMAGES, LABELS)], device=CPU)
     assert batches.num_samples is None

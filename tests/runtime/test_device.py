@@ -1,8 +1,21 @@
+import os
+import platform
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 
 from distillab.errors import ConfigError
-from distillab.runtime.device import choose_compute, cpu_threads, has_fast_bfloat16
+from distillab.runtime import device
+from distillab.runtime.device import (
+    choose_compute,
+    cpu_threads,
+    default_memory,
+    has_fast_bfloat16,
+    keep_memory,
+)
 
 
 def test_auto_takes_the_best_device_there_is():
@@ -38,3 +51,112 @@ def test_threads_are_set_for_a_while():
     with cpu_threads(1) as count:
         assert count == torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+class CLibrary:
+    """Takes the calls that glibc would get."""
+
+    def __init__(self, largest=2**31 - 1):
+        self.largest = largest
+        self.thresholds = {}
+        self.num_trims = 0
+
+    def mallopt(self, parameter, value):
+        if value > self.largest:
+            return 0
+        self.thresholds[parameter] = value
+        return 1
+
+    def malloc_trim(self, pad):
+        self.num_trims += 1
+
+
+TRIM, MMAP = -1, -3  # as malloc.h numbers them
+KEPT = {MMAP: 2**30, TRIM: -1}
+USUAL = {MMAP: 2**25, TRIM: 2**26}
+
+
+@pytest.fixture
+def library(monkeypatch):
+    found = CLibrary()
+    monkeypatch.setattr(device, "_tunable_glibc", lambda: found)
+    return found
+
+
+def test_memory_is_kept_inside_and_goes_back_to_the_system_at_the_end(library):
+    with keep_memory():
+        assert library.thresholds == KEPT
+        assert not library.num_trims
+    assert library.thresholds == USUAL
+    assert library.num_trims == 1
+
+
+def test_memory_is_kept_to_the_end_of_the_outermost_block(library):
+    with keep_memory():
+        with pytest.raises(ZeroDivisionError), keep_memory():
+            raise ZeroDivisionError
+        assert library.thresholds == KEPT
+    assert library.thresholds == USUAL
+
+
+def test_memory_is_kept_to_the_end_of_the_last_threads_block(library):
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with keep_memory():
+            entered.set()
+            leave.wait(timeout=60)
+
+    thread = threading.Thread(target=other)
+    with keep_memory():
+        thread.start()
+        assert entered.wait(timeout=60)
+    assert library.thresholds == KEPT
+    leave.set()
+    thread.join()
+    assert library.thresholds == USUAL
+
+
+def test_the_librarys_own_way_comes_back_for_a_while(library):
+    with keep_memory():
+        with default_memory():
+            assert library.thresholds == USUAL
+            assert library.num_trims == 1
+        assert library.thresholds == KEPT
+    with default_memory():
+        assert library.thresholds == USUAL
+    assert library.thresholds == USUAL
+
+
+def test_an_older_library_keeps_what_it_can(library):
+    library.largest = 2**25
+    with keep_memory():
+        assert library.thresholds == {MMAP: 2**25, TRIM: -1}
+
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    monkeypatch.setattr(device, "_tunable_glibc", lambda: None)
+    with keep_memory(), default_memory():
+        pass
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize("tuned_by_user", [False, True])
+def test_a_freed_tensors_pages_serve_the_next_one_unless_the_user_has_said_otherwise(tuned_by_user):
+    program = """
+import resource, torch
+from distillab.runtime.device import keep_memory
+counts = []
+with keep_memory():
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**22)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(max(counts), min(counts))
+"""
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if tuned_by_user else {})
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    most, least = map(int, done.stdout.split())
+    assert most > 0
+    assert (least > most / 2) == tuned_by_user

@@ -157,7 +157,7 @@ class ClassicLoop:
         device: Where models are.
     """
 
-    warm_up_steps = 0
+    warm_up_steps = 1
 
     def __init__(
         self,
@@ -181,17 +181,19 @@ class ClassicLoop:
         self._running_loss = 0.0
         self._correct = 0
 
-    def seconds(self, steps: int) -> float:
+    def seconds(self, steps: int, *, run_in: bool) -> float:
         """Wall time of so many steps, as in the middle of an epoch: workers are there and have worked ahead.
 
-        Memory is handled as the C library does it by itself. A step before the others is not timed.
+        Memory is handled as the C library does it by itself.
 
         Args:
             steps: At least 1.
+            run_in: See `measure.Loop`.
         """
         with default_memory():
             batches = self._batches()
-            self._step(*next(batches))
+            if run_in:
+                self._step(*next(batches))
             started = time.perf_counter()
             for images, labels in itertools.islice(batches, steps):
                 self._step(images, labels)

@@ -17,6 +17,7 @@ from distillab.runtime.device import default_memory
 MIN_ROUNDS = 2
 _TURN_SECONDS = 3.0
 _MOST_STEPS = 400
+_LONG_SECONDS = 5.0
 
 
 class Loop(Protocol):
@@ -26,11 +27,13 @@ class Loop(Protocol):
     def warm_up_steps(self) -> int:
         """So many steps at the beginning do other work than those that follow."""
 
-    def seconds(self, steps: int) -> float:
-        """Wall time of so many steps, from an idle device to an idle device, after one that is not timed.
+    def seconds(self, steps: int, *, run_in: bool) -> float:
+        """Wall time of so many steps, from an idle device to an idle device.
 
-        That one kernel or another has to be found first, or memory be fetched again that another path has given back,
-        happens once and not at every step.
+        Args:
+            steps: At least 1.
+            run_in: Do a step before them that is not timed: memory that another path has given back is fetched again,
+                once and not at every step.
         """
 
 
@@ -62,10 +65,17 @@ def warm_up(make: Callable[[], Loop], device: torch.device) -> WarmUp:
     meter = MemoryMeter(device)
     started = time.perf_counter()
     loop = make()
-    if loop.warm_up_steps > 1:
-        loop.seconds(loop.warm_up_steps - 1)
-    step_seconds = loop.seconds(1)
-    return WarmUp(loop, time.perf_counter() - started - step_seconds, step_seconds, meter.peak())
+    first = loop.seconds(loop.warm_up_steps, run_in=False)
+    seconds = time.perf_counter() - started
+    step_seconds = first / loop.warm_up_steps
+    if not _is_long(step_seconds):
+        step_seconds = loop.seconds(1, run_in=True)
+    return WarmUp(loop, seconds, step_seconds, meter.peak())
+
+
+def _is_long(step_seconds: float) -> bool:
+    """Whether what comes with a first step hardly shows, and another one would take too much time."""
+    return step_seconds > _LONG_SECONDS
 
 
 class MemoryMeter:
@@ -115,43 +125,52 @@ def _resident(field: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How often the paths take turns, and how many steps each does in a turn."""
+class Turn:
+    """What a path does when it is its turn: so many steps, after one that is not timed or without."""
 
-    rounds: int
-    steps: Mapping[str, int]
+    steps: int
+    run_in: bool
 
 
-def make_schedule(step_seconds: Mapping[str, float], *, rounds: int, seconds: float) -> Schedule:
+def make_schedule(step_seconds: Mapping[str, float], *, rounds: int, seconds: float) -> tuple[int, dict[str, Turn]]:
     """Fit rounds into the time there is: turns of equal length, fewer rounds where even one step a turn is too much.
 
     Args:
         step_seconds: Of each path.
         rounds: At most.
         seconds: In all; `MIN_ROUNDS` rounds of one step are made even if they take longer.
+
+    Returns:
+        The number of rounds, and each path's turn.
     """
-    turn = min(_TURN_SECONDS, seconds / (rounds * len(step_seconds)))
-    steps = {path: max(1, min(_MOST_STEPS, int(turn / each) - 1)) for path, each in step_seconds.items()}
-    round_seconds = sum((steps[path] + 1) * each for path, each in step_seconds.items())
-    return Schedule(max(MIN_ROUNDS, min(rounds, int(seconds / round_seconds))), steps)
+    longest = min(_TURN_SECONDS, seconds / (rounds * len(step_seconds)))
+    turns = {
+        path: Turn(max(1, min(_MOST_STEPS, int(longest / each) - 1)), run_in=not _is_long(each))
+        for path, each in step_seconds.items()
+    }
+    round_seconds = sum((turns[path].steps + turns[path].run_in) * each for path, each in step_seconds.items())
+    return max(MIN_ROUNDS, min(rounds, int(seconds / round_seconds))), turns
 
 
-def take_turns(loops: Mapping[str, Loop], schedule: Schedule, *, batch_size: int) -> dict[str, tuple[float, ...]]:
+def take_turns(
+    loops: Mapping[str, Loop], turns: Mapping[str, Turn], *, rounds: int, batch_size: int
+) -> dict[str, tuple[float, ...]]:
     """Time the paths in turns: first, second, third, first, ...
 
     What else the machine does then slows all of them alike, and those of one round can be compared.
 
     Args:
         loops: By path, in the order of their turns.
-        schedule: Rounds and steps.
+        turns: By path.
+        rounds: How often each has its turn.
         batch_size: Images a step.
 
     Returns:
         Of each path its images a second, one number a round.
     """
     rates: dict[str, list[float]] = {path: [] for path in loops}
-    for _ in range(schedule.rounds):
+    for _ in range(rounds):
         for path, loop in loops.items():
-            steps = schedule.steps[path]
-            rates[path].append(steps * batch_size / loop.seconds(steps))
+            turn = turns[path]
+            rates[path].append(turn.steps * batch_size / loop.seconds(turn.steps, run_in=turn.run_in))
     return {path: tuple(values) for path, values in rates.items()}

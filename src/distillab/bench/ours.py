@@ -47,7 +47,7 @@ class OurLoop:
     def __init__(
         self, case: Case, dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, steps_per_epoch: int
     ) -> None:
-        self.warm_up_steps = steps_per_epoch if cached else 0
+        self.warm_up_steps = steps_per_epoch + 1 if cached else 1
         self._compute = compute
         feed = _feed(dataset, compute, cached=cached, batch_size=batch_size, num_images=steps_per_epoch * batch_size)
         cache = LogitsCache(None, limit_bytes=_CACHE_BYTES) if cached else None
@@ -63,13 +63,15 @@ class OurLoop:
         stage, regime = next(job.stages("student"))
         self._steps = _steps(stage, regime, feed, compute, teacher=models.get("teacher"))
 
-    def seconds(self, steps: int) -> float:
-        """Wall time of so many steps, from an idle device to an idle device; one before them is not timed.
+    def seconds(self, steps: int, *, run_in: bool) -> float:
+        """Wall time of so many steps, from an idle device to an idle device.
 
         Args:
             steps: At least 1.
+            run_in: See `measure.Loop`.
         """
-        next(self._steps)
+        if run_in:
+            next(self._steps)
         wait_for(self._compute.device)
         started = time.perf_counter()
         for _ in itertools.islice(self._steps, steps):

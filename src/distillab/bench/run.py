@@ -20,6 +20,7 @@ from distillab.bench.result import CACHED, CLASSIC, LIVE, OWN, Measured, result_
 from distillab.bench.trace import check_trace_path, count_launches, write_trace
 from distillab.bench.workload import IMAGE_SIZE, build, open_images
 from distillab.data.dataset import Dataset
+from distillab.models.catalog import MODELS
 from distillab.runtime.device import Compute, choose_compute, choose_execution, cpu_threads, keep_memory
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.reproducibility import isolated_generators
@@ -61,11 +62,12 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
         bench = _Bench(config, compute, open_images(config, observer), observer)
         if config.profile is not None:
             bench.trace(cases[0], config.profile)
-        bench.choose_workers(cases[0])
-        rows = []
-        for number, case in enumerate(cases):
+        by_cost = sorted(cases, key=_macs)
+        bench.choose_workers(by_cost[0])
+        found = {}
+        for number, case in enumerate(reversed(by_cost)):  # first those that cannot be cut short
             left = config.seconds - (time.perf_counter() - started)
-            rows += bench.compare(case, seconds=left / (len(cases) - number))
+            found[case] = bench.compare(case, seconds=left / (len(cases) - number))
         return {
             **environment(compute.device, threads),
             "batch_size": config.batch_size,
@@ -74,9 +76,14 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
             "data": bench.dataset.name,
             "classic_workers": bench.num_workers,
             "rates": bench.rates.as_dict(),
-            "rows": rows,
+            "rows": [row for case in cases for row in found[case]],
             "seconds": time.perf_counter() - started,
         }
+
+
+def _macs(case: Case) -> int:
+    """Multiply-accumulates of an image's way through all models of a comparison."""
+    return sum(MODELS[spec].macs for spec in (case.student, case.teacher) if spec is not None)
 
 
 class _Bench:
@@ -111,11 +118,14 @@ class _Bench:
         """Give the classic loop as many workers as it is faster with: none or two."""
         loop = self._classic(case)
         step_seconds = warm_up(lambda: loop, self._device).step_seconds
-        steps = max(1, min(_MOST_TRIAL_STEPS, int(self._at_most(_TRIAL_SECONDS) / step_seconds)))
+        steps = min(_MOST_TRIAL_STEPS, int(self._at_most(_TRIAL_SECONDS) / step_seconds))
+        candidates = (0, 2) if len(os.sched_getaffinity(0)) > 1 else (0,)
+        if not steps:
+            candidates = (0,)  # in a long step making its images hardly counts
         seconds = {}
-        for num_workers in (0, 2) if len(os.sched_getaffinity(0)) > 1 else (0,):
+        for num_workers in candidates:
             loop.num_workers = num_workers
-            seconds[num_workers] = loop.seconds(steps)
+            seconds[num_workers] = loop.seconds(max(1, steps), run_in=True)
         self.num_workers = min(seconds, key=seconds.__getitem__)
         self._observer(Note(f"the classic loop is given {self.num_workers} data workers"))
 
@@ -130,18 +140,18 @@ class _Bench:
         self._observer(Note(f"{case.work} by {case.method}: warming up"))
         with contextlib.ExitStack() as stack:
             warm = self._warm_up(case, stack)
-            schedule = make_schedule(
+            rounds, turns = make_schedule(
                 {path: found.step_seconds for path, found in warm.items()},
                 rounds=self._config.rounds,
                 seconds=seconds - (time.perf_counter() - started),
             )
             loops = {path: found.loop for path, found in warm.items()}
-            rates = take_turns(loops, schedule, batch_size=self._config.batch_size)
+            rates = take_turns(loops, turns, rounds=rounds, batch_size=self._config.batch_size)
             bounds = {path: self._bound(case, path, loop) for path, loop in loops.items()}
         measured = {
             path: Measured(
                 rates=rates[path],
-                steps=schedule.steps[path],
+                steps=turns[path].steps,
                 warm_up_seconds=found.seconds,
                 peak_memory_bytes=found.peak_memory_bytes,
                 bound=bounds[path],

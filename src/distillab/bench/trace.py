@@ -39,12 +39,12 @@ def write_trace(loop: Loop, path: Path, device: torch.device) -> None:
         StorageError: The folder or disk refuses.
     """
     with replacing(path) as temporary:
-        loop.seconds(1)
+        loop.seconds(loop.warm_up_steps, run_in=False)
         _profiled(loop, _TRACED_STEPS, device).export_chrome_trace(str(temporary))
 
 
 def count_launches(loop: Loop, device: torch.device) -> int | None:
-    """Kernels, copies and fills of a step on a GPU, on average; None elsewhere.
+    """Kernels, copies and fills of a step on a GPU; None elsewhere.
 
     Args:
         loop: Warmed up.
@@ -52,9 +52,8 @@ def count_launches(loop: Loop, device: torch.device) -> int | None:
     """
     if device.type != "cuda":
         return None
-    events = _profiled(loop, _TRACED_STEPS, device).events()  # type: ignore[no-untyped-call]
-    launches = len([event for event in events if event.device_type.name == "CUDA"])
-    return launches // (_TRACED_STEPS + 1)  # one step is not timed, but done
+    events = _profiled(loop, 1, device).events()  # type: ignore[no-untyped-call]
+    return len([event for event in events if event.device_type.name == "CUDA"])
 
 
 def _profiled(loop: Loop, steps: int, device: torch.device) -> profile:
@@ -62,5 +61,5 @@ def _profiled(loop: Loop, steps: int, device: torch.device) -> profile:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     profiler = profile(activities=activities)
     with profiler:
-        loop.seconds(steps)
+        loop.seconds(steps, run_in=False)
     return profiler

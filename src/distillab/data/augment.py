@@ -64,7 +64,8 @@ class Augmentation:
         images = unit_images(pixels, size)
         if config.cutout:
             centre_y, centre_x = below(bits[Stream.CUTOUT_Y], size), below(bits[Stream.CUTOUT_X], size)
-            images *= 1.0 - _square(centre_y, centre_x, torch.full_like(rows, config.cutout), size)
+            square = _square(centre_y, centre_x, torch.full_like(rows, config.cutout), size)
+            images.addcmul_(images, square, value=-1.0)
         return images
 
     def with_partners(self, rows: Tensor, pool: Tensor, view: int | Tensor) -> Tensor:
@@ -134,7 +135,8 @@ class Augmentation:
             is_cut = below(bits[Stream.MIXUP_OR_CUTMIX], 2).bool()
             side, outside = torch.where(is_cut, side, 0), torch.where(is_cut, 1.0, outside)
         square = _square(below(bits[Stream.BOX_Y], size), below(bits[Stream.BOX_X], size), side, size)
-        return outside[:, None, None, None] - square, outside - square.mean(dim=(1, 2, 3))
+        share = outside - square.mean(dim=(1, 2, 3))
+        return square.neg_().add_(outside[:, None, None, None]), share
 
 
 def unit_images(pixels: Tensor, image_size: int) -> Tensor:

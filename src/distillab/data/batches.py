@@ -76,7 +76,7 @@ class TrainingBatches:
         self._images = images if isinstance(images, StreamedImages) else ResidentImages(images, device)
         _check_fit(augment, stored_size=self._images.stored_size, image_size=image_size)
         if views is not None and views < 1:
-            raise ConfigError(f"{views} views of an image", where="training.views", hint="take 1 or more")
+            raise ConfigError(f"{views} views of an image", where="views", hint="take 1 or more")
         self._rows = _rows(indices, len(self._images), device)
         self._rows_at_home = self._rows.to(self._images.home)
         self.num_samples = len(self._rows)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillab.data.batch import UNCHANGED, Batch
+from distillab.data.batch import UNCHANGED, Batch, Raw
 from distillab.errors import DataError, ShapeError
 from distillab.runtime.reproducibility import seeded
 
@@ -25,6 +25,8 @@ class LoaderBatches:
 
     Attributes:
         num_samples: Images in the set (`len(loader.dataset)`); None where the loader has no `dataset`.
+        batch_size: Images a batch (`loader.batch_size`), the last of an epoch may have fewer; None where the loader
+            does not tell.
         steps_per_epoch: `len(loader)`.
 
     Args:
@@ -52,6 +54,7 @@ class LoaderBatches:
             self.num_samples: int | None = len(loader.dataset)
         except (AttributeError, TypeError):
             self.num_samples = None
+        self.batch_size: int | None = getattr(loader, "batch_size", None)
         self._loader = loader
         self._device = device
         self._seed = seed
@@ -62,14 +65,21 @@ class LoaderBatches:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(UNCHANGED, 0)
+        return self._made(self._raws(UNCHANGED), UNCHANGED)
 
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch.
+    def view_of(self, epoch: int) -> int:
+        """The epoch itself: how images are augmented is the loader's own affair."""
+        return epoch
+
+    def raw(self, epoch: int, *, start_step: int = 0) -> Iterator[Raw]:
+        """What `make` takes, for each step of an epoch, on the device.
 
         Args:
-            epoch: Its number, which is also the view.
+            epoch: Its number.
             start_step: Skip so many batches at the beginning; the loader makes them all the same.
+
+        Returns:
+            (images, labels) or (images, labels, indices), of the types that the loader gives.
 
         Raises:
             ShapeError: The first batch's images, labels or indices have a shape that does not work.
@@ -84,12 +94,39 @@ class LoaderBatches:
             set_epoch = getattr(owner, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(epoch)
-        return self._batches(epoch, start_step)
+        return self._raws(epoch, start_step)
 
-    def _batches(self, view: int, start_step: int) -> Iterator[Batch]:
-        for step, item in enumerate(self._items(view)):
-            if step >= start_step:
-                yield self._batch(item, view)
+    def make(self, raw: Raw, view: int | Tensor) -> Batch:
+        """The batch: a device function of its arguments that a CUDA graph can hold.
+
+        Args:
+            raw: One of `raw`.
+            view: An epoch's number; it changes nothing but the batch's own.
+        """
+        images, labels, *indices = raw
+        images = images / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
+        labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
+        positions = indices[0].to(torch.int64) if indices else None
+        return Batch(images.contiguous(memory_format=torch.channels_last), labels, positions, view)
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch: `make` of each `raw`.
+
+        Args:
+            epoch: Its number, which is also the view.
+            start_step: Skip so many batches at the beginning; the loader makes them all the same.
+        """
+        return self._made(self.raw(epoch, start_step=start_step), epoch)
+
+    def left_out(self, epoch: int, *, seen_from_step: int = 0) -> Iterator[Batch]:
+        """Nothing: which images a loader leaves out it does not tell."""
+        return iter(())
+
+    def _made(self, raws: Iterable[Raw], view: int) -> Iterator[Batch]:
+        return (self.make(raw, view) for raw in raws)
+
+    def _raws(self, view: int, start_step: int = 0) -> Iterator[Raw]:
+        return (self._raw(item) for item in itertools.islice(self._items(view), start_step, None))
 
     def _items(self, view: int) -> Iterator[Any]:
         """What the loader gives; the caller goes on outside of the seeded regions."""
@@ -103,7 +140,7 @@ class LoaderBatches:
                     return
             yield item
 
-    def _batch(self, item: Any, view: int) -> Batch:
+    def _raw(self, item: Any) -> Raw:
         images, labels, indices = _parts(item)
         if not self._is_checked:
             # Once, before anything is moved: later ones would make the device wait.
@@ -113,13 +150,8 @@ class LoaderBatches:
         if not self._is_checked or labels.device.type == "cpu":
             _check_classes(labels, self._num_classes)
         self._is_checked = True
-        images = images.to(self._device, non_blocking=True)
-        images = images / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
-        labels = labels.to(self._device, non_blocking=True)
-        labels = labels.to(torch.float32 if labels.is_floating_point() else torch.int64)
-        if indices is not None:
-            indices = indices.to(self._device, torch.int64, non_blocking=True)
-        return Batch(images.contiguous(memory_format=torch.channels_last), labels, indices, view)
+        there = images, labels, *(() if indices is None else (indices,))
+        return tuple(part.to(self._device, non_blocking=True) for part in there)
 
 
 def _parts(item: Any) -> tuple[Any, Any, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from distillab.data.batch import Batch
+from distillab.data.batches import EvaluationBatches
 from distillab.errors import ConfigError, DataError, NonFiniteLossError
 from distillab.evaluation import metrics
 from distillab.models.classifier import evaluation_mode
 from distillab.models.features import forward_features
+from distillab.runtime.capture import CannotCaptureError, Capture
+from distillab.runtime.events import Note, Observer, silent
 from distillab.tensors import check_labels, check_logits
+
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
         ShapeError: Logits, labels and the teacher's logits do not belong together.
         NonFiniteLossError: Logits are NaN or infinite.
     """
-    # The metrics ask for float64, which not every device has.
-    logits, labels = logits.cpu(), labels.cpu()
+    if logits.device.type in _WITHOUT_FLOAT64:  # which the metrics ask for
+        logits = logits.cpu()
+    labels = labels.to(logits.device)
     check_logits(logits=logits)
     check_labels(labels, logits, mixed=False)
     _check_range(labels, logits.shape[1])
@@ -115,7 +121,7 @@ def evaluate_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | Non
         nll=metrics.negative_log_likelihood(logits, labels).item(),
         ece=metrics.expected_calibration_error(logits, labels).item(),
     )
-    return own if teacher_logits is None else _compared(own, logits, teacher_logits.cpu(), labels)
+    return own if teacher_logits is None else _compared(own, logits, teacher_logits.to(logits.device), labels)
 
 
 def collect_logits(
@@ -138,23 +144,94 @@ def collect_logits(
         DataError: There are no batches.
         ShapeError: Logits are not [N, C], or labels are not [N] integers.
     """
-    collected, labels = [], []
-    with evaluation_mode(model), torch.no_grad():
-        for batch in batches:
-            with torch.autocast(batch.images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                logits = forward_features(model, batch.images).logits
-            assert logits is not None, "a forward pass that does not stop ends in logits"
-            check_logits(logits=logits)
-            check_labels(batch.labels, logits, mixed=False)
-            collected.append(logits.float())
-            labels.append(batch.labels)
-    if not collected:
-        raise DataError(
-            "there are no images to evaluate on",
-            where="batches",
-            hint="give at least one batch; a generator is spent after one pass, a list is not",
-        )
-    return torch.cat(collected), torch.cat(labels)
+    return Evaluator(model, batches, autocast_dtype=autocast_dtype).logits()
+
+
+class Evaluator:
+    """A model and a set of images that it is measured on again and again while it learns.
+
+    Captured, what is done with a batch, from its raw parts to the logits, is recorded once and replayed. A recording
+    reads the weights where they lie: it holds while they change in place, and where they have moved it is made anew.
+
+    Args:
+        model: As for `evaluate`.
+        batches: As for `evaluate`.
+        autocast_dtype: As for `evaluate`.
+        captured: Record and replay, if the batches are `EvaluationBatches`; others have no one size, and run eagerly.
+        observer: Is told if the model cannot be recorded; it then runs eagerly too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        captured: bool = False,
+        observer: Observer = silent,
+    ) -> None:
+        self._model = model
+        self._batches = batches
+        self._autocast_dtype = autocast_dtype
+        self._of_one_size = batches if captured and isinstance(batches, EvaluationBatches) else None
+        self._observer = observer
+        self._capture: Capture[tuple[Tensor, Tensor]] | None = None
+        self._raw: tuple[Tensor, ...] = ()  # what the recording reads
+        self._places: list[int] = []  # where the weights were when it was made
+
+    def __call__(self, teacher_logits: Tensor | None = None) -> Evaluation:
+        """Measure the model as it is now; see `evaluate`."""
+        return evaluate_logits(*self.logits(), teacher_logits)
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """What the model says now of every image, and what is right; see `collect_logits`."""
+        with evaluation_mode(self._model), torch.no_grad():
+            try:
+                parts = list(self._replayed(self._of_one_size) if self._of_one_size else map(self._ask, self._batches))
+            except CannotCaptureError as error:
+                self._of_one_size = None
+                self._observer(Note(f"the evaluation cannot be captured and runs eagerly: {error}"))
+                parts = list(map(self._ask, self._batches))
+        if not parts:
+            raise DataError(
+                "there are no images to evaluate on",
+                where="batches",
+                hint="give at least one batch; a generator is spent after one pass, a list is not",
+            )
+        logits, labels = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(labels)
+
+    def _replayed(self, batches: EvaluationBatches) -> Iterator[tuple[Tensor, Tensor]]:
+        places = [tensor.data_ptr() for tensor in (*self._model.parameters(), *self._model.buffers())]
+        if places != self._places:
+            self._capture = None
+            self._places = places
+        for raw, count in batches.raw():
+            if self._capture is None:
+                self._capture = self._record(batches, raw)
+            for place, value in zip(self._raw, raw, strict=True):
+                place.copy_(value, non_blocking=True)
+            logits, labels = self._capture()
+            yield logits[:count].clone(), labels[:count].clone()
+
+    def _record(self, batches: EvaluationBatches, raw: tuple[Tensor, ...]) -> Capture[tuple[Tensor, Tensor]]:
+        static = tuple(tensor.clone() for tensor in raw)
+        self._raw = static
+        return Capture(lambda: self._ask(batches.make(static)), device=raw[0].device)
+
+    def _ask(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        # Without autocast's cache: a recording must not hold copies of weights that were made outside of it.
+        with torch.autocast(
+            batch.images.device.type,
+            dtype=self._autocast_dtype,
+            enabled=self._autocast_dtype is not None,
+            cache_enabled=False,
+        ):
+            logits = forward_features(self._model, batch.images).logits
+        assert logits is not None, "a forward pass that does not stop ends in logits"
+        check_logits(logits=logits)
+        check_labels(batch.labels, logits, mixed=False)
+        return logits.float(), batch.labels
 
 
 def _compared(own: Evaluation, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Evaluation:

@@ -124,6 +124,25 @@ def _find_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
+def computing(compute: Compute, threads: int | None) -> Iterator[None]:
+    """Set up the process for training and evaluation inside; afterwards it is as it was.
+
+    Threads, memory that is kept (`keep_memory`), cuDNN's choice of kernels by trial, and float32 products in full:
+    TensorFloat-32 rounds them to 10 bits.
+
+    Args:
+        compute: Device and precision.
+        threads: See `cpu_threads`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu_threads(threads))
+        stack.enter_context(keep_memory())
+        if compute.device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False))
+        yield
+
+
+@contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[int]:
     """Use so many CPU threads inside, and as many as before after it.
 

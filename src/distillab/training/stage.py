@@ -34,6 +34,7 @@ class Feed:
         image_size: Side in pixels.
         key: All that a teacher's logits of the training images depend on, but for the teacher; None where that is
             not known.
+        is_resident: The images lie on the device; otherwise they are streamed to it.
     """
 
     training: TrainingBatches | LoaderBatches
@@ -43,6 +44,7 @@ class Feed:
     num_classes: int
     image_size: int
     key: CacheKey | None = None
+    is_resident: bool = True
 
 
 @dataclass
