@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo bench test test-all check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,6 +11,9 @@ setup: .venv/.dev  ## set up .venv with all that developers need
 
 demo: .venv/.user  ## teacher, student alone and seven methods on digits: one table, about two minutes
 	@$(BIN)/distillab demo
+
+bench: .venv/.user  ## the classic training loop and our own, in turns: one table, within five minutes
+	@$(BIN)/distillab bench
 
 test: .venv/.dev  ## the tests: a few minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -4,8 +4,9 @@ import pytest
 
 from distillab import config as cfg
 from distillab.errors import ConfigError
+from distillab.recipe import load_recipe, recipe_names, recipe_summary
 
-RECIPES = cfg.recipe_names()
+RECIPES = recipe_names()
 
 
 def test_the_promised_recipes_are_shipped():
@@ -15,8 +16,8 @@ def test_the_promised_recipes_are_shipped():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves_for_every_verb_and_says_what_it_is(name):
-    recipe = cfg.load_recipe(name)
-    assert cfg.recipe_summary(name).strip()
+    recipe = load_recipe(name)
+    assert recipe_summary(name).strip()
     for role in ("teacher", "assistant", "student"):
         assert cfg.resolve_train(recipe, {"role": role}).model == recipe[role]
     for method in ("st", "fitnet", "takd", "multi", "mbd-delta", "mbd-hard", "mbd-soft"):
@@ -26,12 +27,12 @@ def test_every_recipe_resolves_for_every_verb_and_says_what_it_is(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resolved_config_is_itself_a_valid_recipe(name, tmp_path):
     file = tmp_path / "config.toml"
-    distill = cfg.resolve_distill(cfg.load_recipe(name), {"method": "mbd-delta"})
+    distill = cfg.resolve_distill(load_recipe(name), {"method": "mbd-delta"})
     file.write_text(cfg.to_toml(distill))
-    assert cfg.resolve_distill(cfg.load_recipe(str(file)), {}) == distill
-    train = cfg.resolve_train(cfg.load_recipe(name), {"role": "teacher"})
+    assert cfg.resolve_distill(load_recipe(str(file)), {}) == distill
+    train = cfg.resolve_train(load_recipe(name), {"role": "teacher"})
     file.write_text(cfg.to_toml(train))
-    assert cfg.resolve_train(cfg.load_recipe(str(tmp_path)), {}) == train
+    assert cfg.resolve_train(load_recipe(str(tmp_path)), {}) == train
 
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
@@ -51,7 +52,7 @@ def test_a_role_has_its_own_epochs_and_rates_unless_a_flag_says_otherwise():
 
 
 def test_the_classic_recipe_trains_alone_and_distils_by_different_schedules():
-    recipe = cfg.load_recipe("cifar10-cnn-classic")
+    recipe = load_recipe("cifar10-cnn-classic")
     alone = cfg.resolve_train(recipe, {})
     assert (alone.schedule.name, alone.schedule.milestones) == ("multi_step", (10, 15))
     assert alone.training.early_stop_patience == 5
@@ -115,7 +116,7 @@ def test_impossible_settings_are_refused_by_name(values, field, hint, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(cfg.tomli_w.dumps(values))
     with pytest.raises(ConfigError) as caught:
-        cfg.resolve_distill(cfg.load_recipe(str(file)), {})
+        cfg.resolve_distill(load_recipe(str(file)), {})
     if field:
         assert field in (caught.value.where or "")
     if hint:
@@ -133,7 +134,7 @@ def test_a_wrong_method_in_a_recipe_is_refused_by_every_verb(values):
 
 def test_the_run_folder_of_a_model_alone_is_no_recipe_for_distilling(tmp_path):
     (tmp_path / "config.toml").write_text(cfg.to_toml(cfg.resolve_train({}, {"role": "teacher", "model": "cnn12"})))
-    recipe = cfg.load_recipe(str(tmp_path))
+    recipe = load_recipe(str(tmp_path))
     assert cfg.resolve_train(recipe, {}).model == "cnn12"
     with pytest.raises(ConfigError, match="distillab train"):
         cfg.resolve_distill(recipe, {})
@@ -147,7 +148,7 @@ def test_how_a_teacher_would_be_trained_does_not_matter_where_it_is_loaded(tmp_p
 
 
 def test_a_recipes_setting_that_a_flag_makes_idle_is_taken_away_by_none():
-    recipe = cfg.load_recipe("cifar10-cnn-classic")
+    recipe = load_recipe("cifar10-cnn-classic")
     with pytest.raises(ConfigError) as caught:
         cfg.resolve_train(recipe, {"schedule": {"name": "cosine"}})
     assert caught.value.where == "schedule.milestones"
@@ -163,8 +164,8 @@ def test_code_in_a_recipe_needs_permission(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text('student = "os:system"')
     with pytest.raises(ConfigError, match="--allow-code"):
-        cfg.load_recipe(str(file))
-    assert cfg.load_recipe(str(file), allow_code=True) == {"student": "os:system"}
+        load_recipe(str(file))
+    assert load_recipe(str(file), allow_code=True) == {"student": "os:system"}
 
 
 def test_the_output_folder_is_not_part_of_the_recipe_that_a_run_leaves(tmp_path):

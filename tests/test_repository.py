@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distillab.config import recipe_names
+from distillab.recipe import recipe_names
 from distillab.stages import PLANS
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +23,7 @@ LAYERS = [
     ["methods.base", "models.catalog"],
     ["stages"],
     ["config", "bench.config"],
+    ["recipe"],
     ["runtime"],
     ["data"],
     ["models"],

@@ -10,12 +10,13 @@ from safetensors import safe_open
 import tiny
 from distillab import inference
 from distillab.commands.using import settings_of_run
-from distillab.config import load_recipe, resolve_distill, resolve_train
+from distillab.config import resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, ShapeError
 from distillab.inference import evaluate_file, predict_files
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.weights import load_model, save_weights
 from distillab.preview import preview
+from distillab.recipe import load_recipe
 from distillab.run import run_one, run_together
 from distillab.runtime.events import Note, StageStarted
 from distillab.runtime.run_dir import RunDir
@@ -384,7 +385,13 @@ def test_a_later_run_finds_the_teachers_logits_on_disk(tmp_path):
     teacher = train(tmp_path / "teacher", role="teacher").run_dir
     weights = []
     for name in ("first", "second"):
-        flags = {"output": tmp_path / name, "teacher": str(teacher), "views": 1, "data_dir": tmp_path / "data", "cache_gib": 1.0}
+        flags = {
+            "output": tmp_path / name,
+            "teacher": str(teacher),
+            "views": 1,
+            "data_dir": tmp_path / "data",
+            "cache_gib": 1.0,
+        }
         result = run_one(resolve_distill(tiny.RECIPE, flags), allow_code=True)
         weights.append((result.run_dir / "student.safetensors").read_bytes())
         if name == "first":

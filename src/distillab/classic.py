@@ -13,8 +13,9 @@ from cyclopts import App, Parameter
 from distillab.commands.dispatch import dispatch, new_app
 from distillab.commands.flags import EVERY_FIELD, Injected, Whole
 from distillab.commands.outcome import show_run
-from distillab.config import RunConfig, load_recipe, resolve_distill, resolve_train
+from distillab.config import RunConfig, resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, DataError
+from distillab.recipe import load_recipe
 from distillab.runtime.files import storage_error
 from distillab.terminal import Screen
 from distillab.training.config import Role

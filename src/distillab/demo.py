@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillab.config import load_recipe, resolve_distill, resolve_train
+from distillab.config import resolve_distill, resolve_train
 from distillab.errors import NonFiniteLossError
 from distillab.outcome import RunResult
+from distillab.recipe import load_recipe
 from distillab.run import AnyConfig, run_one, run_together
 from distillab.runtime.events import Observer, silent
 from distillab.runtime.run_dir import RUNS, claim_dir, new_run_name

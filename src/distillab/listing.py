@@ -62,6 +62,6 @@ def datasets() -> list[dict[str, Any]]:
 
 def recipes() -> list[dict[str, Any]]:
     """The shipped recipes. Imports no torch."""
-    from distillab.config import recipe_names, recipe_summary
+    from distillab.recipe import recipe_names, recipe_summary
 
     return [{"name": name, "summary": recipe_summary(name)} for name in recipe_names()]

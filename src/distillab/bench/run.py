@@ -119,14 +119,12 @@ class _Bench:
         loop = self._classic(case)
         step_seconds = warm_up(lambda: loop, self._device).step_seconds
         steps = min(_MOST_TRIAL_STEPS, int(self._at_most(_TRIAL_SECONDS) / step_seconds))
-        candidates = (0, 2) if len(os.sched_getaffinity(0)) > 1 else (0,)
-        if not steps:
-            candidates = (0,)  # in a long step making its images hardly counts
-        seconds = {}
-        for num_workers in candidates:
-            loop.num_workers = num_workers
-            seconds[num_workers] = loop.seconds(max(1, steps), run_in=True)
-        self.num_workers = min(seconds, key=seconds.__getitem__)
+        if steps and len(os.sched_getaffinity(0)) > 1:  # in a longer step making the images hardly counts
+            seconds = {}
+            for num_workers in (0, 2):
+                loop.num_workers = num_workers
+                seconds[num_workers] = loop.seconds(steps, run_in=True)
+            self.num_workers = min(seconds, key=seconds.__getitem__)
         self._observer(Note(f"the classic loop is given {self.num_workers} data workers"))
 
     def compare(self, case: Case, *, seconds: float) -> list[dict[str, Any]]:

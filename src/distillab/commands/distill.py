@@ -8,7 +8,8 @@ from cyclopts import App, CycloptsError
 
 from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, flags_of
 from distillab.commands.outcome import show_plan, show_run, started_with
-from distillab.config import DistillConfig, load_recipe, resolve_distill
+from distillab.config import DistillConfig, resolve_distill
+from distillab.recipe import load_recipe
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeAlias, TypedDict, get_args
 from cyclopts import CoercionError, Group, Parameter, Token, convert
 from pydantic.fields import FieldInfo
 
-from distillab.config import recipe_names
 from distillab.models.catalog import MODELS
+from distillab.recipe import recipe_names
 from distillab.settings import Section
 from distillab.stages import PLANS
 from distillab.terminal import Screen

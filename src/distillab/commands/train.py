@@ -5,7 +5,8 @@ from typing import Annotated
 
 from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, flags_of
 from distillab.commands.outcome import show_plan, show_run, started_with
-from distillab.config import TrainConfig, load_recipe, resolve_train
+from distillab.config import TrainConfig, resolve_train
+from distillab.recipe import load_recipe
 
 TrainFlags = flags_of(TrainConfig)
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from distillab.commands.flags import EVERY_FIELD, AllowCode, Injected, Json, Quiet, Whole, flags_of
-from distillab.config import RunConfig, load_recipe, merged
+from distillab.config import RunConfig, merged
 from distillab.errors import ConfigError
+from distillab.recipe import load_recipe
 from distillab.report.table import results_table
 from distillab.runtime.files import write_text
 from distillab.settings import validated
