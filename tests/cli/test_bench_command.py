@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -73,3 +75,11 @@ def test_help_shows_the_flags_and_an_example(command: shell.Command) -> None:
     for flag in ("--work", "--method", "--batch-size", "--rounds", "--seconds", "--profile", "--json"):
         assert flag in outcome.out
     assert "distillab bench" in outcome.out.split("Examples:")[1]
+
+
+def test_help_imports_no_torch() -> None:
+    program = (
+        "import sys; from distillab.__main__ import main;"
+        "sys.exit(main(['bench', '--help']) or 'torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60).returncode == 0

@@ -75,10 +75,11 @@ def _launch_seconds(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     place = torch.zeros(1, device=device)
+    place.add_(1)  # a kernel is loaded at its first launch, which cannot be recorded
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         for _ in range(_LAUNCHES):
-            place.zero_()
+            place.add_(1)
     return _best_seconds(graph.replay, device) / _LAUNCHES
 
 

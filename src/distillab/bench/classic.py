@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -184,13 +185,13 @@ class ClassicLoop:
     def seconds(self, steps: int, *, run_in: bool) -> float:
         """Wall time of so many steps, as in the middle of an epoch: workers are there and have worked ahead.
 
-        Memory is handled as the C library does it by itself.
+        The C library handles memory, and cuDNN picks kernels, as they do by themselves.
 
         Args:
             steps: At least 1.
             run_in: See `measure.Loop`.
         """
-        with default_memory():
+        with default_memory(), cudnn.flags(enabled=True, benchmark=False, allow_tf32=True):
             batches = self._batches()
             if run_in:
                 self._step(*next(batches))

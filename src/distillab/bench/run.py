@@ -21,7 +21,7 @@ from distillab.bench.trace import check_trace_path, count_launches, write_trace
 from distillab.bench.workload import IMAGE_SIZE, build, open_images
 from distillab.data.dataset import Dataset
 from distillab.models.catalog import MODELS
-from distillab.runtime.device import Compute, choose_compute, choose_execution, cpu_threads, keep_memory
+from distillab.runtime.device import Compute, choose_compute, choose_execution, computing
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.runtime.run_dir import environment
@@ -58,7 +58,7 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
         check_trace_path(config.profile)
     compute = choose_compute(config.device, config.precision)
     compute = replace(compute, execution=choose_execution(config.execution, compute.device, _USUAL_STEPS))
-    with cpu_threads(config.threads) as threads, keep_memory(), isolated_generators(compute.device):
+    with computing(compute, config.threads), isolated_generators(compute.device):
         bench = _Bench(config, compute, open_images(config, observer), observer)
         if config.profile is not None:
             bench.trace(cases[0], config.profile)
@@ -69,7 +69,7 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
             left = config.seconds - (time.perf_counter() - started)
             found[case] = bench.compare(case, seconds=left / (len(cases) - number))
         return {
-            **environment(compute.device, threads),
+            **environment(compute.device, torch.get_num_threads()),
             "batch_size": config.batch_size,
             "precision": bench.precision,
             "execution": compute.execution,

@@ -33,6 +33,11 @@ class Compute:
     memory_format: torch.memory_format = torch.channels_last
     execution: Execution = "eager"
 
+    @property
+    def records(self) -> bool:
+        """Whether work is recorded and replayed (`Capture`). Compiled kernels are too, where there are graphs."""
+        return self.execution == "captured" or (self.execution == "compiled" and self.device.type == "cuda")
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Run what is inside in the chosen precision."""

@@ -30,7 +30,7 @@ class Program:
     students do not know of each other: each draws its dropout from the seed that it would have alone, so it goes the
     same way as alone.
 
-    Recorded (`Compute.execution`), the front is one graph and every student's step another; on a GPU the students run
+    Recorded (`Compute.records`), the front is one graph and every student's step another; on a GPU the students run
     side by side, each on a stream of its own.
 
     Attributes:
@@ -45,10 +45,7 @@ class Program:
     def __init__(self, batches: TrainingBatches | LoaderBatches, compute: Compute, *, observer: Observer) -> None:
         self._batches = batches
         self._device = compute.device
-        # Compiled kernels are recorded too where there are graphs: launching them one by one costs as much.
-        self._captured = compute.execution == "captured" or (
-            compute.execution == "compiled" and compute.device.type == "cuda"
-        )
+        self._captured = compute.records
         self._observer = observer
         self._view = torch.zeros((), dtype=torch.int64, device=compute.device)
         self._raw: tuple[Tensor, ...] | None = None

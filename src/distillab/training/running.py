@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distillab.errors import NonFiniteLossError
-from distillab.evaluation.evaluate import Evaluation, evaluate
+from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from distillab.runtime.device import Compute
 from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStarted, StepsDone
 from distillab.runtime.reproducibility import derived_seed
@@ -72,7 +72,16 @@ class StageRun:
             average=self._average,
             compute=compute,
         )
-        self._watch = _Watch(stage, feed, compute, patience=regime.training.early_stop_patience)
+        evaluator = None
+        if feed.validation is not None and not stage.learner.stop:
+            evaluator = Evaluator(
+                self._judged,
+                feed.validation,
+                autocast_dtype=compute.autocast_dtype,
+                captured=compute.records,
+                observer=observer,
+            )
+        self._watch = _Watch(evaluator, self._judged, patience=regime.training.early_stop_patience)
         self._history: list[Mapping[str, float]] = []
 
     @property
@@ -125,7 +134,7 @@ class StageRun:
         self._stop_on_bad_numbers()
         self.epochs_done += 1
         values = {**self.step.tally.read(), "learning_rate": self._rate, "seconds": seconds}
-        values |= self._watch.look(self._judged, self.epochs_done)
+        values |= self._watch.look(self.epochs_done)
         self._history.append(values)
         if self._record is not None:
             self._record({"stage": self.stage.title, "role": self.stage.role, "epoch": self.epochs_done, **values})
@@ -233,20 +242,18 @@ def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple
 class _Watch:
     """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop."""
 
-    def __init__(self, stage: Stage, feed: Feed, compute: Compute, *, patience: int | None) -> None:
-        self.feed = feed
-        self.compute = compute
-        self.idle = feed.validation is None or stage.learner.stop
-        self.patience = None if self.idle else patience
+    def __init__(self, evaluator: Evaluator | None, model: nn.Module, *, patience: int | None) -> None:
+        self.patience = None if evaluator is None else patience
         self.best: Best | None = None
+        self._evaluator = evaluator
+        self._model = model
 
-    def look(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        if self.idle or self.feed.validation is None:
+    def look(self, epoch: int) -> dict[str, float]:
+        if self._evaluator is None:
             return {}
-        found = evaluate(model, self.feed.validation, autocast_dtype=self.compute.autocast_dtype)
+        found = self._evaluator()
         if self.best is None or found.nll < self.best.validation.nll:
-            state: dict[str, Tensor] = copy.deepcopy(model.state_dict())
-            self.best = Best(epoch, found, state)
+            self.best = Best(epoch, found, copy.deepcopy(self._model.state_dict()))
         return {"validation_top1": found.top1, "validation_loss": found.nll}
 
     def patience_is_over(self, epoch: int) -> bool:
