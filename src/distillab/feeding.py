@@ -70,15 +70,7 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
     Raises:
         DataError: Nothing is left to train on.
     """
-    train, validation = validation_split(
-        dataset.train.labels,
-        fraction=config.split.validation_fraction,
-        seed=config.split.seed,
-        limit=config.split.train_limit,
-    )
-    if not len(train):
-        raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
-
+    train, validation = _split(config, dataset)
     num_bytes = dataset.train.images.nbytes + dataset.test.images.nbytes
     is_resident = fits_on_device(num_bytes, compute.device, config.resident_gib)
 
@@ -111,6 +103,17 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
     )
     # Shuffled: statistics of a batch are those of the data only where its classes are mixed as the data's are.
     some = np.random.default_rng(config.split.seed).permutation(train)[:_STATISTICS_IMAGES]
+    key = CacheKey(
+        teacher="",
+        data=dataset.sha256,
+        images=config.split.model_dump_json(),
+        num_samples=len(train),
+        num_classes=dataset.num_classes,
+        image_size=image_size,
+        compute=compute,
+        augment=config.augment,
+        seed=config.seed,
+    )
     return Feed(
         training=training,
         validation=in_order(images, dataset.train, validation) if len(validation) else None,
@@ -118,19 +121,22 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
         statistics=in_order(images, dataset.train, some, _STATISTICS_BATCH),
         num_classes=dataset.num_classes,
         image_size=image_size,
-        key=CacheKey(
-            teacher="",
-            data=dataset.sha256,
-            images=config.split.model_dump_json(),
-            num_samples=len(train),
-            num_classes=dataset.num_classes,
-            image_size=image_size,
-            compute=compute,
-            augment=config.augment,
-            seed=config.seed,
-        ),
+        key=key,
         is_resident=is_resident,
     )
+
+
+def _split(config: RunConfig, dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the training images that are learnt from, and those that are held out."""
+    train, validation = validation_split(
+        dataset.train.labels,
+        fraction=config.split.validation_fraction,
+        seed=config.split.seed,
+        limit=config.split.train_limit,
+    )
+    if not len(train):
+        raise DataError("no images are left to train on", where=config.data, hint="lower split.validation_fraction")
+    return train, validation
 
 
 def common_image_size(specs: Sequence[str]) -> int:

@@ -112,7 +112,7 @@ class _Bench:
         """Write a trace of our own steps, with the teacher run at each of them if there is one."""
         with contextlib.closing(self._ours(case, cached=False, steps_per_epoch=self._longest_epoch)) as loop:
             write_trace(loop, path, self._device)
-        self._observer(Note(f"trace of our steps, {case.work} by {case.method}: {path}"))
+        self._observer(Note(f"trace of our steps, {case.work}, {case.method}: {path}"))
 
     def choose_workers(self, case: Case) -> None:
         """Give the classic loop as many workers as it is faster with: none or two."""
@@ -135,7 +135,7 @@ class _Bench:
             seconds: About how long, warm-ups included.
         """
         started = time.perf_counter()
-        self._observer(Note(f"{case.work} by {case.method}: warming up"))
+        self._observer(Note(f"{case.work}, {case.method}: warming up"))
         with contextlib.ExitStack() as stack:
             warm = self._warm_up(case, stack)
             rounds, turns = make_schedule(
@@ -158,7 +158,7 @@ class _Bench:
         }
         rows = result_rows(case, measured, batch_size=self._config.batch_size)
         rates_in_words = ", ".join(f"{row['path']} {row['images_per_second']:,.0f}" for row in rows)
-        self._observer(Note(f"{case.work} by {case.method}: {rates_in_words} images/s"))
+        self._observer(Note(f"{case.work}, {case.method}: {rates_in_words} images/s"))
         return rows
 
     def _warm_up(self, case: Case, stack: contextlib.ExitStack) -> dict[str, WarmUp]:

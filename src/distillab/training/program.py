@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from distillab.data.batch import Batch
-from distillab.data.batches import LoaderBatches, TrainingBatches
+from distillab.data.batch import Batch, TrainingSource
 from distillab.guidance.base import Guidance
 from distillab.guidance.sharing import SharedGuidance
 from distillab.models.features import ModelOutput
@@ -42,7 +41,7 @@ class Program:
         observer: Is told where steps cannot be recorded, and are run one by one.
     """
 
-    def __init__(self, batches: TrainingBatches | LoaderBatches, compute: Compute, *, observer: Observer) -> None:
+    def __init__(self, batches: TrainingSource, compute: Compute, *, observer: Observer) -> None:
         self._batches = batches
         self._device = compute.device
         self._captured = compute.records

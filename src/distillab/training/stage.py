@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distillab.data.batches import Batch, LoaderBatches, TrainingBatches
+from distillab.data.batch import Batch, TrainingSource
 from distillab.evaluation.evaluate import Evaluation
 from distillab.guidance.base import Guidance
 from distillab.guidance.cache import CacheKey
@@ -37,7 +37,7 @@ class Feed:
         is_resident: The images lie on the device; otherwise they are streamed to it.
     """
 
-    training: TrainingBatches | LoaderBatches
+    training: TrainingSource
     validation: Iterable[Batch] | None
     test: Iterable[Batch] | None
     statistics: Iterable[Batch] | None
