@@ -11,14 +11,14 @@ import tiny
 from distillab import inference
 from distillab.commands.using import settings_of_run
 from distillab.config import resolve_distill, resolve_train
-from distillab.errors import CheckpointError, ConfigError, ShapeError
+from distillab.errors import CheckpointError, ConfigError, NonFiniteLossError, ShapeError
 from distillab.inference import evaluate_file, predict_files
 from distillab.models.catalog import MODELS, ModelInfo, build_model
 from distillab.models.weights import load_model, save_weights
 from distillab.preview import preview
 from distillab.recipe import load_recipe
 from distillab.run import run_one, run_together
-from distillab.runtime.events import Note, StageStarted
+from distillab.runtime.events import EpochEnded, Note, StageStarted
 from distillab.runtime.run_dir import RunDir
 
 NOT_BIT_EXACT = {"log.txt", "timing.jsonl", "env.json", "result.json", "command.txt"}
@@ -362,8 +362,45 @@ def test_a_teacher_that_several_runs_name_is_trained_once_and_saved_with_each(tm
     run_together(configs, allow_code=True, observer=events.append)
     trained = [event for event in events if isinstance(event, StageStarted) and event.role == "teacher"]
     assert len(trained) == 1
-    weights = [(tmp_path / name / "teacher.safetensors").exists() for name in ("st", "mbd-delta")]
-    assert weights == [True, True]
+    alone = distill(tmp_path / "alone", method="mbd-delta").run_dir
+    together = tmp_path / "mbd-delta"
+    assert (tmp_path / "st" / "teacher.safetensors").exists()
+    (files, result), (expected_files, expected) = files_of(together), files_of(alone)
+    assert files == expected_files
+    assert without_times(result) == without_times(expected)
+    assert (together / "metrics.jsonl").read_text() == (alone / "metrics.jsonl").read_text()
+
+
+def test_runs_by_one_plan_are_told_apart_on_the_screen_and_not_in_their_folders(tmp_path):
+    teacher = train(tmp_path / "teacher", role="teacher").run_dir
+    configs = [
+        resolve_distill(tiny.RECIPE, {"output": tmp_path / name, "teacher": str(teacher), "distill": options})
+        for name, options in (("cold", {"temperature": 1.0}), ("warm", {"temperature": 8.0}))
+    ]
+    configs.append(resolve_train(tiny.RECIPE, {"output": tmp_path / "alone"}))
+    events = []
+    run_together(configs, allow_code=True, observer=events.append)
+    expected = ["student by st [1]", "student by st [2]", "student alone"]
+    assert [event.title for event in events if isinstance(event, StageStarted)] == expected
+    assert {event.title for event in events if isinstance(event, EpochEnded)} == set(expected)
+    for name in ("cold", "warm"):
+        assert '"student by st"' in (tmp_path / name / "metrics.jsonl").read_text()
+        assert "[" not in (tmp_path / name / "log.txt").read_text()
+
+
+def test_a_run_that_its_last_update_spoils_leaves_the_others_theirs(tmp_path):
+    """Its losses and gradients were finite, and without validation nobody looks before the test."""
+    recipe = tiny.RECIPE | {"split": {"validation_fraction": 0.0}, "training": {"epochs": 1, "batch_size": 72}}
+    rates = {"good": 0.01, "bad": 1e30}
+    configs = [
+        resolve_train(recipe, {"output": tmp_path / name, "optimizer": {"learning_rate": rate}})
+        for name, rate in rates.items()
+    ]
+    good, bad = run_together(configs, allow_code=True)
+    assert isinstance(bad, NonFiniteLossError)
+    assert good.summary["test"]["num_samples"] == 30
+    assert (tmp_path / "good" / "result.json").exists()
+    assert not (tmp_path / "bad" / "result.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result
 from distillab.outside_code import names_code
 from distillab.preparation import check_layers
-from distillab.runtime.events import Note, Observer, silent
+from distillab.runtime.events import Note, Observer, numbered, silent
 from distillab.scene import Scene, open_scenes
 from distillab.stages import find_plan
 from distillab.training.config import Regime, Role
@@ -90,15 +90,13 @@ def run_together(
     with open_scenes(configs, observer, allow_code=allow_code, cache=cache) as scenes:
         teachers = _Teachers()
         runs = [_prepare(scene, teachers) for scene in scenes]
+        _tell_apart(runs)
         for one in runs:
             loaded = teachers.loaded(one.scene.config)
             one.scene.begin(one.label, command, save_run=save_run, loaded_teacher=loaded)
         taught = [teachers.taught(one.scene) for one in runs]
         outcomes = carry_out_together([one.job() for one in runs])
-        return [
-            outcome if isinstance(outcome, NonFiniteLossError) else one.conclude(outcome, teacher)
-            for one, outcome, teacher in zip(runs, outcomes, taught, strict=True)
-        ]
+        return [one.end(outcome, teacher) for one, outcome, teacher in zip(runs, outcomes, taught, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,18 @@ class _Run:
         plan = find_plan(config.method, config.stages)
         return Job(self.models, learners_regimes(config), self.scene.place, plan, config.distill)
 
-    def conclude(self, trained: Mapping[Role, Trained], taught: Trained | None) -> RunResult:
+    def end(
+        self, outcome: dict[Role, Trained] | NonFiniteLossError, taught: Trained | None
+    ) -> RunResult | NonFiniteLossError:
+        """The run's result; or why there is none, which does not concern the other runs."""
+        if isinstance(outcome, NonFiniteLossError):
+            return outcome
+        try:
+            return self._conclude(outcome, taught)
+        except NonFiniteLossError as error:  # the last update may be what spoils a model
+            return error
+
+    def _conclude(self, trained: Mapping[Role, Trained], taught: Trained | None) -> RunResult:
         config = self.scene.config
         if isinstance(config, TrainConfig):
             return train_result(self.scene, config, trained[config.role])
@@ -130,6 +139,16 @@ def _prepare(scene: Scene, teachers: _Teachers) -> _Run:
         return _Run(scene, f"{config.role}-{_file_name(config.model)}", models)
     plan = find_plan(config.method, config.stages)
     return _Run(scene, f"{plan.name}-{_file_name(config.student)}", build_models(scene, config, teachers))
+
+
+def _tell_apart(runs: Sequence[_Run]) -> None:
+    """Number the stages of runs by one plan, or of one role, for whoever watches; their files know of no other run."""
+    configs = [one.scene.config for one in runs]
+    kinds = [config.role if isinstance(config, TrainConfig) else config.method for config in configs]
+    for number, one in enumerate(runs):
+        if kinds.count(kinds[number]) > 1:
+            observer = numbered(one.scene.place.observer, kinds[: number + 1].count(kinds[number]))
+            one.scene.place = replace(one.scene.place, observer=observer)
 
 
 def build_models(scene: Scene, config: DistillConfig, teachers: _Teachers | None = None) -> dict[Role, nn.Module]:
@@ -186,6 +205,10 @@ class _Teachers:
             scene.place.observer(Note(f"no weights are given for the teacher: a {config.teacher} is trained first"))
             regime = regime_of(alone(config, "teacher"))
             self._taught[key] = train_alone(self._models[key], regime, scene.place, role="teacher")
+        elif scene.place.record is not None:
+            for stage in self._taught[key].stages:
+                for line in stage.lines():
+                    scene.place.record(line)
         save_model(scene, "teacher", self._models[key])
         return self._taught[key]
 

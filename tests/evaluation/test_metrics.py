@@ -80,7 +80,8 @@ def test_likelihood_is_finite_where_probabilities_underflow():
 @given(n=st.integers(1, 100), c=st.integers(2, 12), seed=st.integers(0, 1000), bins=st.sampled_from([1, 4, 15]))
 def test_calibration_equals_torchmetrics(n, c, seed, bins):
     logits, labels = made_up(n, c, seed)
-    expected = multiclass_calibration_error(logits.double(), labels, num_classes=c, n_bins=bins, norm="l1")
+    probabilities = logits.double().softmax(dim=1)  # it would take logits that all lie in 0..1 for probabilities
+    expected = multiclass_calibration_error(probabilities, labels, num_classes=c, n_bins=bins, norm="l1")
     assert expected_calibration_error(logits, labels, bins=bins).item() == pytest.approx(expected.item(), abs=1e-6)
 
 

@@ -53,6 +53,11 @@ def test_a_bad_batch_does_not_reach_weights_or_state(config):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda c: c.name)
+def test_an_optimizer_that_asks_for_leave_to_be_recorded_has_it(config):
+    assert all(group["capturable"] for group in make_optimizer(net().parameters(), config).param_groups)
+
+
 def test_the_learning_rate_takes_effect():
     parameter = nn.Parameter(torch.zeros(1, 1))
     config = OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.0)

@@ -21,7 +21,7 @@ from distillab.preparation import Workplace
 from distillab.runtime.device import Compute
 from distillab.runtime.events import silent
 from distillab.stages import find_plan
-from distillab.training.compilation import compiled
+from distillab.training.compilation import Compilation
 from distillab.training.config import Regime, Role
 from distillab.training.program import Program
 from distillab.training.running import StageRun, dropout_seed
@@ -125,9 +125,8 @@ def _steps(
     batches = feed.training
     with contextlib.ExitStack() as stack:
         if compute.execution == "compiled":
-            for model in (stage.learner.student, teacher):
-                if model is not None:
-                    stack.enter_context(compiled(model, taps=False, observer=silent))
+            models = [model for model in (stage.learner.student, teacher) if model is not None]
+            stack.enter_context(Compilation(silent)).keep(dict.fromkeys(models, ()))
         run = StageRun(stage, feed, regime, compute=compute, observer=silent, record=None)
         program = Program(batches, compute, observer=silent)
         for epoch in itertools.count():

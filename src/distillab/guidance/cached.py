@@ -107,23 +107,32 @@ class CachedTeacher:
         Raises:
             DataError: The batch does not say which images it holds.
         """
-        if batch.indices is None:
-            raise DataError(
-                "logits are cached by image, and these batches do not tell which images they hold",
-                where="indices",
-                hint="use the live teacher",
-            )
-        if self.phase == "reading":
-            assert self._table is not None
-            return ModelOutput(self._table.index_select(0, batch.indices))
-        answer = self.live(batch)
+        if self.phase == "filling":
+            return self.keep(batch, self.live(batch))
+        assert self._table is not None
+        return ModelOutput(self._table.index_select(0, _indices(batch)))
+
+    def keep(self, batch: Batch, answer: ModelOutput) -> ModelOutput:
+        """Put what the live teacher says of a batch in the table.
+
+        Args:
+            batch: Of the view that is being filled.
+            answer: Logits, and perhaps features that others want.
+
+        Returns:
+            The logits alone.
+
+        Raises:
+            DataError: The batch does not say which images it holds.
+        """
+        indices = _indices(batch)
         assert answer.logits is not None
         if self._table is None:
             shape = (self._key.num_samples, self._key.num_classes)
             self._table = torch.empty(shape, dtype=answer.logits.dtype, device=self._device)
-        self._table.index_copy_(0, batch.indices, answer.logits)
-        self._shown.index_fill_(0, batch.indices, True)
-        return answer
+        self._table.index_copy_(0, indices, answer.logits)
+        self._shown.index_fill_(0, indices, True)
+        return ModelOutput(answer.logits)
 
     def end_epoch(self, left_out: Iterable[Batch]) -> None:
         """Store the view's table, if it was filled.
@@ -159,6 +168,16 @@ class CachedTeacher:
             stored = stored.pin_memory()  # the copy then joins the device's queue, and nobody waits for it
         self._table.copy_(stored, non_blocking=True)
         return True
+
+
+def _indices(batch: Batch) -> Tensor:
+    if batch.indices is None:
+        raise DataError(
+            "logits are cached by image, and these batches do not tell which images they hold",
+            where="indices",
+            hint="use the live teacher",
+        )
+    return batch.indices
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from distillab.data.batch import Batch
 from distillab.guidance.base import Guidance
+from distillab.guidance.cached import CachedTeacher
 from distillab.guidance.live import LiveTeacher
 from distillab.models.features import ModelOutput
 
@@ -15,7 +16,8 @@ class SharedGuidance:
     """What guides several students on the same batches, each teacher being run once a batch.
 
     Live teachers of one model are asked together, for all layers that any student wants; the others are asked once
-    for all students that have an equal one.
+    for all students that have an equal one. A teacher whose answers are kept for later is not run a second time where
+    it is asked live as well, as for a student that is in its hint stage.
 
     Args:
         wanted: One a student; None for a student without a teacher.
@@ -28,6 +30,8 @@ class SharedGuidance:
             if guidance is not None:
                 groups.setdefault(guidance.source, []).append(guidance)
         self._asked = {source: _together(group) for source, group in groups.items()}
+        self._run = self._asked
+        self._kept: dict[Hashable, CachedTeacher] = {}  # that take what a live teacher among `_run` says
 
     @property
     def phase(self) -> tuple[Hashable, ...]:
@@ -38,10 +42,23 @@ class SharedGuidance:
         """Make ready for the batches of a view."""
         for guidance in self._asked.values():
             guidance.begin_epoch(view)
+        self._kept = {
+            source: guidance
+            for source, guidance in self._asked.items()
+            if isinstance(guidance, CachedTeacher)
+            and guidance.phase == "filling"
+            and guidance.live.source in self._asked
+        }
+        self._run = {source: guidance for source, guidance in self._asked.items() if source not in self._kept}
+        for guidance in self._kept.values():
+            shared = guidance.live.source
+            self._run[shared] = _together([self._run[shared], guidance.live])
 
     def __call__(self, batch: Batch) -> list[ModelOutput | None]:
         """Constants, one a student."""
-        answers = {source: guidance(batch) for source, guidance in self._asked.items()}
+        answers = {source: guidance(batch) for source, guidance in self._run.items()}
+        for source, guidance in self._kept.items():
+            answers[source] = guidance.keep(batch, answers[guidance.live.source])
         return [None if wanted is None else _part(answers[wanted.source], wanted) for wanted in self._wanted]
 
     def end_epoch(self, left_out: Iterable[Batch]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Generic, TypeVar
@@ -68,19 +69,49 @@ def _graph(
 ) -> tuple[ResultT, Callable[[], None]]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream), _put_back(state):
-        for _ in range(_WARM_UPS):
-            work()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream), _put_back(state):
+            for _ in range(_WARM_UPS):
+                work()
+            _rehearse(work)
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)  # which puts the state back
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=stream):
+        # Other threads may go on: a user's loader pins memory in one, which a recording would otherwise forbid.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = work()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise CannotCaptureError(str(error).splitlines()[0]) from error
     return result, graph.replay
+
+
+def _rehearse(work: Callable[[], object]) -> None:
+    """Do the work once more, where waiting for the device is an error.
+
+    In a recording it would be one too, but a recording that breaks off leaves the device's generator unusable.
+
+    Raises:
+        CannotCaptureError: It waits.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    _set_sync_debug_mode(2)
+    try:
+        work()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        raise CannotCaptureError("it waits for the device") from error
+    finally:
+        _set_sync_debug_mode(before)
+
+
+def _set_sync_debug_mode(mode: int) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def _stand_in(work: Callable[[], ResultT], state: Callable[[], Iterable[Tensor]]) -> tuple[ResultT, Callable[[], None]]:

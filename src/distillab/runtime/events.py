@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -82,6 +82,22 @@ Observer = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The observer that says nothing."""
+
+
+def numbered(observer: Observer, number: int) -> Observer:
+    """An observer that knows the stages of one run by a number behind their titles.
+
+    Args:
+        observer: Is told; several runs with stages of equal titles may be going on.
+        number: Of the run.
+    """
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageStarted | StepsDone | EpochEnded | StageEnded):
+            event = replace(event, title=f"{event.title} [{number}]")
+        observer(event)
+
+    return observe
 
 
 def in_words(event: Event) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 import torch
 import torch._dynamo
@@ -14,35 +16,67 @@ from distillab.models.classifier import Chain
 from distillab.runtime.events import Note, Observer
 
 
-@contextlib.contextmanager
-def compiled(model: nn.Module, *, taps: bool, observer: Observer) -> Iterator[None]:
-    """Run a model's repeated blocks as compiled code inside; afterwards it is as it was.
+class Compilation:
+    """Models that run as compiled code inside the block; afterwards they are as they were.
 
     Block by block, since blocks of one shape share their code: the whole of a deep network takes minutes to compile.
-    Dropout keeps the random numbers that it has without compilation.
+    Parameters and their names stay. On a GPU dropout keeps the random numbers that it has without compilation; our
+    own `Dropout` on a CPU draws others.
 
     Args:
-        model: Compiled in place; parameters and their names stay.
-        taps: Layers of the model are read by hooks, if it is none of ours: then it is left as it is, since hooks do
-            not work inside compiled code.
-        observer: Is told if so.
+        observer: Is told of models that are left as they are.
     """
-    if taps and not isinstance(model, Chain):
-        observer(Note(f"{type(model).__name__} is not compiled: its layers are read by hooks"))
-        yield
-        return
-    blocks = [block for block in repeated_blocks(model) if block._compiled_call_impl is None]
-    with (
-        torch._dynamo.config.patch(recompile_limit=64),
-        torch._inductor.config.patch(fallback_random=True),
-    ):
-        for block in blocks:
-            block.compile(dynamic=False)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                block._compiled_call_impl = None
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._blocks: dict[nn.Module, list[nn.Module]] = {}
+        self._told: set[nn.Module] = set()
+        self._settings = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._settings.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+        self._settings.enter_context(torch._inductor.config.patch(fallback_random=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.keep({})
+        self._settings.close()
+
+    def keep(self, models: Mapping[nn.Module, Iterable[str]]) -> None:
+        """Let these models be compiled, and no others.
+
+        Args:
+            models: With the layers that are read of each. A model of which one is read by a hook is left as it is,
+                since hooks do not work inside compiled code.
+        """
+        hooked = {model for model, layers in models.items() if _needs_hooks(model, tuple(layers))}
+        for model in [model for model in self._blocks if model not in models or model in hooked]:
+            self.release(model)
+        for model in models:
+            if model in hooked:
+                self._tell(model)
+            elif model not in self._blocks:
+                self._blocks[model] = [b for b in repeated_blocks(model) if b._compiled_call_impl is None]
+                for block in self._blocks[model]:
+                    block.compile(dynamic=False)
+
+    def release(self, model: nn.Module) -> None:
+        """Let a model run as it did before, if it is compiled."""
+        for block in self._blocks.pop(model, ()):
+            block._compiled_call_impl = None
+
+    def _tell(self, model: nn.Module) -> None:
+        if model not in self._told:
+            self._told.add(model)
+            self._observer(Note(f"{type(model).__name__} is not compiled: its layers are read by hooks"))
+
+
+def _needs_hooks(model: nn.Module, layers: Sequence[str]) -> bool:
+    """Whether `forward_features` reads any of these layers by a hook."""
+    own = (*model.links, *model.branches) if isinstance(model, Chain) else ()
+    return any(layer not in own for layer in layers)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

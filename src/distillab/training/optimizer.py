@@ -43,7 +43,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         nesterov = momentum > 0.0 if config.nesterov is None else config.nesterov
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=True)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=rate, fused=True)
+    # SGD asks for no such leave; these two refuse to be part of a CUDA graph without it.
+    return kind(groups, lr=rate, fused=True, capturable=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

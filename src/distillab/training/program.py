@@ -162,5 +162,7 @@ class Program:
         if self._device.type == "cuda":
             index = torch.cuda.current_device() if self._device.index is None else self._device.index
             torch.cuda.default_generators[index].manual_seed(seed)
+        elif self._device.type == "mps":
+            torch.mps.manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)

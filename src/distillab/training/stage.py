@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,11 @@ class StageReport:
     best: Best | None = None
     validation: Evaluation | None = None
     validation_before_recalibration: Evaluation | None = None
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What a `Record` has been given, epoch by epoch."""
+        for epoch, values in enumerate(self.history, start=1):
+            yield {"stage": self.title, "role": self.role, "epoch": epoch, **values}
 
 
 @dataclass(frozen=True)

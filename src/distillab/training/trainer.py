@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from distillab.errors import NonFiniteLossError
 from distillab.guidance.cached import CachedTeacher
 from distillab.guidance.live import LiveTeacher
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer, silent
 from distillab.runtime.reproducibility import isolated_generators
-from distillab.training.compilation import compiled
+from distillab.training.compilation import Compilation
 from distillab.training.config import Regime
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
@@ -91,16 +93,21 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
         seed: Of dropout.
         compute: Device, precision, and how steps are executed.
     """
-    current = [_Current(lane, feed, compute) for lane in lanes]
     observer = lanes[0].observer
     program = Program(feed.training, compute, observer=observer)
     epoch = 0
     with isolated_generators(compute.device), contextlib.ExitStack() as stack:
+        compilation = None
+        if compute.execution == "compiled":
+            compilation = stack.enter_context(Compilation(observer))
+        current = [_Current(lane, feed, compute, compilation) for lane in lanes]
         for one in current:
             stack.callback(one.close)
         while going_on := [one for one in current if one.advance(epoch)]:
             taking_part = [one for one in going_on if one.takes_part(epoch)]
             if taking_part:
+                if compilation is not None:
+                    compilation.keep(_models_and_layers(taking_part))
                 _run_epoch(taking_part, feed, program, epoch, seed)
             epoch += 1
 
@@ -145,12 +152,12 @@ def _live(stage: Stage) -> LiveTeacher | None:
 class _Current:
     """Where a lane is: the stage that is under way."""
 
-    def __init__(self, lane: Lane, feed: Feed, compute: Compute) -> None:
+    def __init__(self, lane: Lane, feed: Feed, compute: Compute, compilation: Compilation | None) -> None:
         self.lane = lane
         self.run: StageRun | None = None
         self._feed = feed
         self._compute = compute
-        self._compiled = contextlib.ExitStack()
+        self._compilation = compilation
         self._is_over = False
 
     def advance(self, epoch: int) -> bool:
@@ -192,7 +199,6 @@ class _Current:
 
     def close(self) -> None:
         """Put models back to what they were, however it ended."""
-        self._compiled.close()
         if self.run is not None:
             self.run.release()
 
@@ -201,9 +207,13 @@ class _Current:
 
     def _next_stage(self) -> None:
         if self.run is not None:
-            self._compiled.close()
-            self.lane.reports.append(self.run.finish())
-            self.run = None
+            run, self.run = self.run, None
+            if self._compilation is not None:
+                self._compilation.release(run.stage.learner.student)  # what follows has batches of other sizes
+            with self._leaving_on_bad_numbers():
+                self.lane.reports.append(run.finish())
+            if self._is_over:
+                return
         following = next(self.lane.stages, None)
         if following is None:
             self._is_over = True
@@ -212,16 +222,19 @@ class _Current:
         self.run = StageRun(
             stage, self._feed, regime, compute=self._compute, observer=self.lane.observer, record=self.lane.record
         )
-        if self._compute.execution == "compiled":
-            self._compile(stage)
 
-    def _compile(self, stage: Stage) -> None:
-        observer = self.lane.observer
-        taps = stage.learner.layer is not None
-        self._compiled.enter_context(compiled(stage.learner.student, taps=taps, observer=observer))
+
+def _models_and_layers(current: Sequence[_Current]) -> dict[nn.Module, set[str]]:
+    """Students and teachers of the stages under way, with the layers that are read of each."""
+    read: dict[nn.Module, set[str]] = {}
+    for one in current:
+        assert one.run is not None
+        stage = one.run.stage
+        read.setdefault(stage.learner.student, set()).update([stage.learner.layer] if stage.learner.layer else [])
         teacher = _live(stage)
         if teacher is not None:
-            self._compiled.enter_context(compiled(teacher.model, taps=taps, observer=observer))
+            read.setdefault(teacher.model, set()).update(teacher.layers)
+    return read
 
 
 def _run_epoch(current: list[_Current], feed: Feed, program: Program, epoch: int, seed: int) -> None:

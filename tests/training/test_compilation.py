@@ -1,0 +1,61 @@
+import torch._dynamo
+import torch._inductor.config
+from torch import nn
+
+import tiny
+from distillab.models.plain_cnn import cnn12, cnn16
+from distillab.runtime.events import Note, silent
+from distillab.training.compilation import Compilation, repeated_blocks
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether its blocks are to be compiled when they run next: nothing is compiled before."""
+    found = {block._compiled_call_impl is not None for block in repeated_blocks(model)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_models_are_compiled_for_as_long_as_they_are_wanted():
+    teacher, first, second = cnn12(3), cnn16(3), cnn16(3)
+    with Compilation(silent) as compilation:
+        compilation.keep({teacher: (), first: (), second: ()})
+        blocks = [block._compiled_call_impl for block in repeated_blocks(teacher)]
+        compilation.keep({second: (), teacher: ()})
+        assert [is_compiled(model) for model in (teacher, first, second)] == [True, False, True]
+        assert all(
+            block._compiled_call_impl is known for block, known in zip(repeated_blocks(teacher), blocks, strict=True)
+        )
+        compilation.release(second)
+        assert not is_compiled(second)
+    assert not is_compiled(teacher)
+
+
+def test_settings_of_the_compiler_hold_to_the_end_and_are_put_back():
+    def settings():
+        return torch._dynamo.config.recompile_limit, torch._inductor.config.fallback_random
+
+    before = settings()
+    first, second = cnn16(3), cnn16(3)
+    with Compilation(silent) as compilation:
+        for models in ((first,), (first, second), (second,)):  # the first to come is the first to go
+            compilation.keep(dict.fromkeys(models, ()))
+            assert settings() == (64, True) != before
+    assert settings() == before
+
+
+def test_models_that_are_read_by_hooks_are_left_as_they_are():
+    chain, foreign, notes = cnn16(3), tiny.build(3), []
+    with Compilation(notes.append) as compilation:
+        compilation.keep({chain: ["layer2"], foreign: []})
+        assert is_compiled(chain)
+        assert is_compiled(foreign)
+        for _ in range(2):
+            compilation.keep({chain: ["layer2", "layer3.1"], foreign: ["second"]})
+            assert not is_compiled(chain)
+            assert not is_compiled(foreign)
+        compilation.keep({chain: ["pool2"]})
+        assert is_compiled(chain)
+    assert [note.text for note in notes if isinstance(note, Note)] == [
+        "PlainCNN is not compiled: its layers are read by hooks",
+        "TinyNet is not compiled: its layers are read by hooks",
+    ]
