@@ -43,9 +43,6 @@ def main(words: Sequence[str] | None = None, program: Program | None = None) -> 
         from distillab import cli
         from distillab.terminal import Screen
 
-        # Read when torch is loaded. Threads that spin for long while they wait make a busy machine many times slower:
-        # see docs/decisions/0006-waiting-threads.md.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         signal.signal(signal.SIGTERM, _terminate)
         for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
