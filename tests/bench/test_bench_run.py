@@ -20,13 +20,15 @@ from distillab.models.catalog import MODELS
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import Note
 
-QUICK = {"batch_size": 16, "rounds": 2, "seconds": 1.0}
+TINY, WIDE = "tiny:build", "tiny:build_wide"
+PAIR = f"{WIDE}-{TINY}"
+QUICK = {"data": "tiny:dataset", "batch_size": 16, "rounds": 2, "seconds": 1.0}
 
 
 @pytest.fixture(autouse=True)
 def with_tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that take milliseconds, under names of their own."""
-    for name, builder in (("tiny", tiny.build), ("wide", tiny.build_wide)):
+    """Models that take milliseconds, under names that a process without this fixture finds them by as well."""
+    for name, builder in ((TINY, tiny.build), (WIDE, tiny.build_wide)):
         monkeypatch.setitem(MODELS, name, replace(MODELS["cnn16"], name=name, builder=builder))
 
 
@@ -44,11 +46,11 @@ def test_every_path_has_a_row_and_the_result_is_json(tmp_path: Path):
     notes = []
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     config = BenchConfig(
-        work=("wide-tiny", "tiny"), method=("mbd-soft", "alone"), threads=1, profile=tmp_path / "trace.json", **QUICK
+        work=(PAIR, TINY), method=("mbd-soft", "alone"), threads=1, profile=tmp_path / "trace.json", **QUICK
     )
     result = run_bench(config, observer=notes.append)
-    check_rows(result["rows"][:3], "wide-tiny", "mbd-soft", ["classic", "live", "cached"])
-    check_rows(result["rows"][3:], "tiny", "alone", ["classic", "own"])
+    check_rows(result["rows"][:3], PAIR, "mbd-soft", ["classic", "live", "cached"])
+    check_rows(result["rows"][3:], TINY, "alone", ["classic", "own"])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["classic_workers"] in (0, 2)
     assert result["threads"] == 1
@@ -67,26 +69,26 @@ def test_a_trace_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(OurLoop, "seconds", fail)
     (tmp_path / "trace.json").write_text("older")
     with pytest.raises(RuntimeError):
-        run_bench(BenchConfig(work=("tiny",), profile=tmp_path / "trace.json", **QUICK))
+        run_bench(BenchConfig(work=(TINY,), profile=tmp_path / "trace.json", **QUICK))
     assert (tmp_path / "trace.json").read_text() == "older"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_trace_has_the_suffix_of_what_it_is(tmp_path: Path):
     with pytest.raises(ConfigError, match="JSON"):
-        run_bench(BenchConfig(work=("tiny",), profile=tmp_path / "trace.pt", **QUICK))
+        run_bench(BenchConfig(work=(TINY,), profile=tmp_path / "trace.pt", **QUICK))
 
 
 def test_a_batch_may_not_be_larger_than_the_data(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="more than the 72"):
-        run_bench(BenchConfig(work=("tiny",), data="tiny:dataset", batch_size=73))
+        run_bench(BenchConfig(**{**QUICK, "batch_size": 73}, work=(TINY,)))
 
 
 def test_a_cached_loop_asks_the_teacher_for_one_epoch_only(monkeypatch: pytest.MonkeyPatch):
     asked = []
     ask = LiveTeacher.__call__
     monkeypatch.setattr(LiveTeacher, "__call__", lambda self, batch: (asked.append(1), ask(self, batch))[1])
-    case = Case("wide-tiny", "st", "tiny", "wide")
+    case = Case(PAIR, "st", TINY, WIDE)
     loops = {
         cached: OurLoop(
             case, noise(48), choose_compute("cpu", "float32"), cached=cached, batch_size=16, steps_per_epoch=3
@@ -104,9 +106,9 @@ def test_a_cached_loop_asks_the_teacher_for_one_epoch_only(monkeypatch: pytest.M
 @pytest.mark.gpu
 @pytest.mark.parametrize("execution", ["eager", "captured"])
 def test_a_gpu_is_measured_with_its_launches(execution: str):
-    config = BenchConfig(work=("wide-tiny",), method=("st",), device="cuda", execution=execution, **QUICK)
+    config = BenchConfig(work=(PAIR,), method=("st",), device="cuda", execution=execution, **QUICK)
     result = run_bench(config)
-    check_rows(result["rows"], "wide-tiny", "st", ["classic", "live", "cached"])
+    check_rows(result["rows"], PAIR, "st", ["classic", "live", "cached"])
     assert result["device"] == "cuda"
     assert all(row["peak_memory_bytes"] > 0 for row in result["rows"])
     assert result["rates"]["launch_seconds"] > 0

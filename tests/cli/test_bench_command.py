@@ -13,12 +13,14 @@ import shell
 import tiny
 from distillab.models.catalog import MODELS
 
-WORDS = ("bench", "--work", "tiny-tiny", "--method", "st", "--batch-size", "16", "--rounds", "2", "--seconds", "1")
+TINY = "tiny:build"  # the classic loop's process finds it by this name as well
+PAIR = f"{TINY}-{TINY}"
+WORDS = ("bench", "--work", PAIR, "--method", "st", "--batch-size", "16", "--rounds", "2", "--seconds", "1")
 
 
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["cnn16"], name="tiny", builder=tiny.build))
+    monkeypatch.setitem(MODELS, TINY, replace(MODELS["cnn16"], name=TINY, builder=tiny.build))
 
 
 def test_json_is_one_object_with_a_row_for_every_path(command: shell.Command) -> None:
@@ -30,19 +32,19 @@ def test_json_is_one_object_with_a_row_for_every_path(command: shell.Command) ->
     assert {"torch", "numpy"} < set(result["versions"])
     assert [row["path"] for row in result["rows"]] == ["classic", "live", "cached"]
     for row in result["rows"]:
-        assert (row["work"], row["method"], row["batch_size"]) == ("tiny-tiny", "st", 16)
+        assert (row["work"], row["method"], row["batch_size"]) == (PAIR, "st", 16)
         assert row["images_per_second"] > 0
     assert result["rows"][0]["ratio"] == 1.0
     assert "warming up" in outcome.err
 
 
 def test_the_table_stands_on_stdout_and_progress_elsewhere(command: shell.Command) -> None:
-    outcome = command("bench", "--work", "tiny", *WORDS[5:], "--quiet")
+    outcome = command("bench", "--work", TINY, *WORDS[5:], "--data", "tiny:dataset", "--quiet")
     assert outcome.code == 0, outcome.err
     head, classic, own, foot = outcome.out.splitlines()
     assert head.split()[:5] == ["work", "method", "path", "images/s", "ratio"]
-    assert classic.split()[:3] == ["tiny", "alone", "classic"]
-    assert own.split()[:3] == ["tiny", "alone", "own"]
+    assert classic.split()[:3] == [TINY, "alone", "classic"]
+    assert own.split()[:3] == [TINY, "alone", "own"]
     assert foot.startswith("batch 16 on ")
     assert outcome.err == ""
 

@@ -12,9 +12,9 @@ from distillab.runtime import device
 from distillab.runtime.device import (
     choose_compute,
     cpu_threads,
-    default_memory,
     has_fast_bfloat16,
     keep_memory,
+    release_memory,
 )
 
 
@@ -117,15 +117,11 @@ def test_memory_is_kept_to_the_end_of_the_last_threads_block(library):
     assert library.thresholds == USUAL
 
 
-def test_the_librarys_own_way_comes_back_for_a_while(library):
+def test_memory_can_be_given_back_in_between_and_is_kept_again(library):
     with keep_memory():
-        with default_memory():
-            assert library.thresholds == USUAL
-            assert library.num_trims == 1
+        release_memory()
+        assert library.num_trims == 1
         assert library.thresholds == KEPT
-    with default_memory():
-        assert library.thresholds == USUAL
-    assert library.thresholds == USUAL
 
 
 def test_an_older_library_keeps_what_it_can(library):
@@ -136,8 +132,8 @@ def test_an_older_library_keeps_what_it_can(library):
 
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(device, "_tunable_glibc", lambda: None)
-    with keep_memory(), default_memory():
-        pass
+    with keep_memory():
+        release_memory()
 
 
 @pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
@@ -153,13 +149,12 @@ def test_a_users_own_thresholds_are_left_alone(name, monkeypatch):
 def test_the_pages_of_freed_tensors_serve_the_next_ones():
     program = """
 import resource, torch
-from distillab.runtime.device import default_memory, keep_memory
+from distillab.runtime.device import keep_memory
 def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MiB: glibc by itself maps it and gives it back
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-with default_memory():
-    usual = [fresh_pages() for _ in range(5)]
+usual = [fresh_pages() for _ in range(5)]
 with keep_memory():
     kept = [fresh_pages() for _ in range(5)]
 print(min(usual), min(kept))

@@ -1,1 +1,1 @@
-"""The classic loop and our own paths beside each other, in one process run."""
+"""The classic loop and our own paths beside each other, in one run."""

@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from distillab.bench.workload import CROP_PADDING, LEARNING_RATE
 from distillab.data.dataset import Triple
-from distillab.runtime.device import default_memory
 
 _TEMPERATURE, _LABEL_WEIGHT, _DISTILL_WEIGHT = 4.0, 0.1, 0.9
 _DELTA = 0.1
@@ -185,13 +184,13 @@ class ClassicLoop:
     def seconds(self, steps: int, *, run_in: bool) -> float:
         """Wall time of so many steps, as in the middle of an epoch: workers are there and have worked ahead.
 
-        The C library handles memory, and cuDNN picks kernels, as they do by themselves.
+        cuDNN picks kernels as it does by itself.
 
         Args:
             steps: At least 1.
             run_in: See `measure.Loop`.
         """
-        with default_memory(), cudnn.flags(enabled=True, benchmark=False, allow_tf32=True):
+        with cudnn.flags(enabled=True, benchmark=False, allow_tf32=True):
             batches = self._batches()
             if run_in:
                 self._step(*next(batches))

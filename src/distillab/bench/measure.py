@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch.nn import functional as F
 
-from distillab.runtime.device import default_memory
+from distillab.runtime.device import release_memory
 
 MIN_ROUNDS = 2
 _TURN_SECONDS = 3.0
@@ -32,36 +33,40 @@ class Loop(Protocol):
 
         Args:
             steps: At least 1.
-            run_in: Do a step before them that is not timed: memory that another path has given back is fetched again,
-                once and not at every step.
+            run_in: Do a step before them that is not timed: what another path has pushed out of caches, and memory that
+                was given back, is fetched again, once and not at every step.
         """
 
 
+LoopT = TypeVar("LoopT", bound=Loop, covariant=True)
+
+
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Generic[LoopT]):
     """What it took to get a loop going.
 
     Attributes:
         loop: Ready to be timed.
         seconds: To build it and to do its first steps: data placed, kernels chosen, steps recorded, a teacher's
-            answers collected.
+            answers collected. What torch loads at its first use is there before.
         step_seconds: About how long a step takes from now on.
         peak_memory_bytes: See `MemoryMeter`.
     """
 
-    loop: Loop
+    loop: LoopT
     seconds: float
     step_seconds: float
     peak_memory_bytes: int | None
 
 
-def warm_up(make: Callable[[], Loop], device: torch.device) -> WarmUp:
+def warm_up(make: Callable[[], LoopT], device: torch.device) -> WarmUp[LoopT]:
     """Build a loop and do its first steps.
 
     Args:
         make: Builds it.
         device: Where it computes.
     """
+    _load_libraries(device)
     meter = MemoryMeter(device)
     started = time.perf_counter()
     loop = make()
@@ -71,6 +76,13 @@ def warm_up(make: Callable[[], Loop], device: torch.device) -> WarmUp:
     if not _is_long(step_seconds):
         step_seconds = loop.seconds(1, run_in=True)
     return WarmUp(loop, seconds, step_seconds, meter.peak())
+
+
+def _load_libraries(device: torch.device) -> None:
+    """Train a kernel for one step: else what torch loads at its first use counts as the first path's."""
+    kernel = torch.zeros(8, 3, 3, 3, device=device, requires_grad=True)
+    F.conv2d(torch.zeros(8, 3, 8, 8, device=device), kernel).sum().backward()  # type: ignore[no-untyped-call]
+    torch.optim.Adam([kernel]).step()
 
 
 def _is_long(step_seconds: float) -> bool:
@@ -87,8 +99,8 @@ class MemoryMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        with default_memory():  # what the C library keeps for later is given back: a rise would be hidden in it
-            gc.collect()
+        gc.collect()
+        release_memory()  # a rise would be hidden in it
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)

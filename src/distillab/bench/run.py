@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from distillab.bench.bounds import bound, inference_needs, measure_rates, training_needs
-from distillab.bench.classic import ClassicImages, ClassicLoop, with_stock_pieces
+from distillab.bench.classic import ClassicLoop
+from distillab.bench.classic_side import ClassicProcess, classic_loop
 from distillab.bench.config import BenchConfig, Case, planned_cases
 from distillab.bench.measure import Loop, WarmUp, make_schedule, take_turns, warm_up
 from distillab.bench.ours import OurLoop
@@ -33,6 +34,8 @@ _FILL_SECONDS = 10.0
 _TRIAL_SECONDS = 2.0
 _PREPARING_SHARE = 0.05  # of all the time there is, for either at most
 _MOST_TRIAL_STEPS = 50
+
+_WarmClassic = WarmUp[ClassicLoop] | WarmUp[ClassicProcess]
 
 
 def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, Any]:
@@ -116,16 +119,21 @@ class _Bench:
 
     def choose_workers(self, case: Case) -> None:
         """Give the classic loop as many workers as it is faster with: none or two."""
-        loop = self._classic(case)
-        step_seconds = warm_up(lambda: loop, self._device).step_seconds
-        steps = min(_MOST_TRIAL_STEPS, int(self._at_most(_TRIAL_SECONDS) / step_seconds))
-        if steps and len(os.sched_getaffinity(0)) > 1:  # in a longer step making the images hardly counts
-            seconds = {}
-            for num_workers in (0, 2):
-                loop.num_workers = num_workers
-                seconds[num_workers] = loop.seconds(steps, run_in=True)
-            self.num_workers = min(seconds, key=seconds.__getitem__)
+        if len(os.sched_getaffinity(0)) > 1:
+            with contextlib.ExitStack() as stack:
+                self.num_workers = self._faster_workers(self._classic(case, stack))
         self._observer(Note(f"the classic loop is given {self.num_workers} data workers"))
+
+    def _faster_workers(self, warm: _WarmClassic) -> int:
+        """None where a step is so long that making the images hardly counts."""
+        steps = min(_MOST_TRIAL_STEPS, int(self._at_most(_TRIAL_SECONDS) / warm.step_seconds))
+        if not steps:
+            return 0
+        seconds = {}
+        for num_workers in (0, 2):
+            warm.loop.num_workers = num_workers
+            seconds[num_workers] = warm.loop.seconds(steps, run_in=True)
+        return min(seconds, key=seconds.__getitem__)
 
     def compare(self, case: Case, *, seconds: float) -> list[dict[str, Any]]:
         """Time all paths of a comparison in turns.
@@ -161,9 +169,9 @@ class _Bench:
         self._observer(Note(f"{case.work}, {case.method}: {rates_in_words} images/s"))
         return rows
 
-    def _warm_up(self, case: Case, stack: contextlib.ExitStack) -> dict[str, WarmUp]:
+    def _warm_up(self, case: Case, stack: contextlib.ExitStack) -> dict[str, WarmUp[Loop]]:
         """All paths of a comparison, ready to be timed; the stack closes them."""
-        warm = {CLASSIC: warm_up(lambda: self._classic(case), self._device)}
+        warm: dict[str, WarmUp[Loop]] = {CLASSIC: self._classic(case, stack)}
         wanted = int(self._at_most(_FILL_SECONDS) / warm[CLASSIC].step_seconds)
         steps_per_epoch = min(self._longest_epoch, max(_SHORTEST_EPOCH, wanted))
 
@@ -178,27 +186,20 @@ class _Bench:
     def _at_most(self, seconds: float) -> float:
         return min(seconds, _PREPARING_SHARE * self._config.seconds)
 
-    def _classic(self, case: Case) -> ClassicLoop:
-        dataset = self.dataset
-        student, teacher = (
-            None if spec is None else with_stock_pieces(build(spec, dataset)).to(self._device)
-            for spec in (case.student, case.teacher)
-        )
-        assert student is not None
-        return ClassicLoop(
-            student,
-            teacher,
-            method=case.method,
-            images=ClassicImages(
-                dataset.train.images,
-                dataset.train.labels,
-                mean=dataset.mean,
-                std=dataset.std,
-                image_size=IMAGE_SIZE,
+    def _classic(self, case: Case, stack: contextlib.ExitStack) -> _WarmClassic:
+        """The classic loop, ready to be timed; the stack ends its process."""
+        if self._device.type == "cpu":
+            process = ClassicProcess(self._config, case, threads=torch.get_num_threads(), num_workers=self.num_workers)
+            return stack.enter_context(contextlib.closing(process)).warm_up()
+        return warm_up(
+            lambda: classic_loop(
+                case,
+                self.dataset,
+                batch_size=self._config.batch_size,
+                num_workers=self.num_workers,
+                device=self._device,
             ),
-            batch_size=self._config.batch_size,
-            num_workers=self.num_workers,
-            device=self._device,
+            self._device,
         )
 
     def _ours(self, case: Case, *, cached: bool, steps_per_epoch: int) -> OurLoop:

@@ -197,16 +197,11 @@ def keep_memory() -> Iterator[None]:
             _apply_thresholds(keep=_keepers > 0)
 
 
-@contextlib.contextmanager
-def default_memory() -> Iterator[None]:
-    """Inside `keep_memory`, go back for a while to what glibc does by itself: to measure what others get."""
-    with _keepers_lock:
-        _apply_thresholds(keep=False)
-    try:
-        yield
-    finally:
-        with _keepers_lock:
-            _apply_thresholds(keep=_keepers > 0)
+def release_memory() -> None:
+    """Give what `keep_memory` keeps for later back to the system, once: to see how much is asked for anew."""
+    libc = _tunable_glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def _apply_thresholds(*, keep: bool) -> None:
