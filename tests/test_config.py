@@ -171,3 +171,10 @@ def test_code_in_a_recipe_needs_permission(tmp_path):
 def test_the_output_folder_is_not_part_of_the_recipe_that_a_run_leaves(tmp_path):
     found = cfg.resolve_distill({}, {"output": tmp_path / "run"})
     assert "output" not in tomllib.loads(cfg.to_toml(found))
+
+
+def test_views_of_images_that_are_not_augmented_are_refused():
+    with pytest.raises(ConfigError, match="views has no effect") as caught:
+        cfg.resolve_train({"data": "digits", "model": "cnn16"}, {"views": 2})
+    assert caught.value.where == "views"
+    assert cfg.resolve_train({"augment": {"crop_padding": 2}}, {"views": 2}).views == 2

@@ -235,6 +235,10 @@ def check(config: ConfigT, *, given: Values | None = None) -> ConfigT:
         ConfigError: Naming the field.
     """
     optimizer, schedule, training = config.optimizer, config.schedule, config.training
+    if config.views is not None and not any(config.augment.model_dump().values()):
+        raise ConfigError(
+            "views has no effect: nothing is augmented", where="views", hint="leave it out, or set augment.crop_padding"
+        )
     if optimizer.name != "sgd":
         _refuse_idle("optimizer", ("momentum", "nesterov"), config, given)
     if optimizer.nesterov and optimizer.momentum == 0.0:

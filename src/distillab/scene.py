@@ -133,8 +133,8 @@ class Scene:
         def ask() -> Tensor:
             return collect_logits(teacher, test, autocast_dtype=place.compute.autocast_dtype)[0]
 
-        assert place.cache is not None
-        assert self.feed.key is not None
+        if place.cache is None or self.feed.key is None:
+            return ask()
         key = replace(
             self.feed.key,
             teacher=teacher_sha256(teacher),
@@ -235,7 +235,8 @@ def open_scene(
         num_steps = config.training.epochs * feed.training.steps_per_epoch
         execution = choose_execution(config.training.execution, compute.device, num_steps)
         compute = replace(compute, execution=execution)
-        if cache is None:
+        sees_views_again = config.views is not None or not (feed.key and feed.key.augmented)
+        if cache is None and (config.cache_gib or sees_views_again):
             folder = config.data_dir / "logits" if config.cache_gib else None
             cache = LogitsCache(folder, limit_bytes=int(config.cache_gib * 2**30), observer=observer)
         scene = Scene(config, dataset, feed, Workplace(feed, config.seed, compute, observer, cache=cache), allow_code)
