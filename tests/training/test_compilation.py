@@ -1,3 +1,5 @@
+import pytest
+import torch
 import torch._dynamo
 import torch._inductor.config
 from torch import nn
@@ -5,6 +7,7 @@ from torch import nn
 import tiny
 from distillab.models.plain_cnn import cnn12, cnn16
 from distillab.runtime.events import Note, silent
+from distillab.runtime.reproducibility import seeded
 from distillab.training.compilation import Compilation, repeated_blocks
 
 
@@ -59,3 +62,28 @@ def test_models_that_are_read_by_hooks_are_left_as_they_are():
         "PlainCNN is not compiled: its layers are read by hooks",
         "TinyNet is not compiled: its layers are read by hooks",
     ]
+
+
+@pytest.mark.filterwarnings("default")  # the compiler looks at .grad of tensors that have none, and warns of it
+@pytest.mark.slow
+def test_compiled_blocks_go_the_same_way_to_a_tolerance():
+    """In float64: in float32 an untrained deep network with BatchNorm makes percents of rounding in four steps."""
+    images, labels = torch.rand(16, 3, 32, 32, dtype=torch.float64), torch.randint(0, 3, (16,))
+    found = []
+    for compiles in (False, True):
+        with seeded(0, "cnn"):
+            model = cnn16(3).double().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        losses = []
+        with Compilation(silent) as compilation:
+            if compiles:
+                compilation.keep({model: ()})
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        assert all(module._compiled_call_impl is None for module in model.modules())
+        found.append(losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
