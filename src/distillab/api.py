@@ -15,7 +15,7 @@ is refused: a loader makes its own batches, and data that are given need no open
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,12 +28,10 @@ from distillab.errors import ConfigError, ShapeError
 from distillab.evaluation.evaluate import Evaluation
 from distillab.evaluation.evaluate import evaluate as evaluate_batches
 from distillab.execution import Job, Trained, carry_out, train_alone
-from distillab.feeding import build_feed
-from distillab.guidance.cache import LogitsCache
+from distillab.feeding import build_feed, build_place
 from distillab.models.classifier import IDENTITY, Classifier, evaluation_mode, set_normalization
 from distillab.models.features import forward_features
-from distillab.preparation import Workplace
-from distillab.runtime.device import Compute, choose_compute, choose_execution, computing
+from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Observer, silent
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
@@ -112,7 +110,7 @@ def train(
     compute = choose_compute(config.device, config.training.precision)
     with computing(compute, config.threads):
         feed = _feed(data, validation, test, {"model": model}, config, compute)
-        place = _place(feed, config, compute, observer)
+        place = build_place(config, feed, compute, observer, folder=None)
         return _result(train_alone(model, regime_of(config), place, role=role), feed, compute)
 
 
@@ -166,7 +164,7 @@ def distill(
     with computing(compute, config.threads), evaluation_mode(teacher):
         feed = _feed(data, validation, test, models, config, compute)
         regime = regime_of(config)
-        place = _place(feed, config, compute, observer)
+        place = build_place(config, feed, compute, observer, folder=None)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
         trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)
@@ -252,15 +250,6 @@ def _feed(
             hint="give more of them: a loader as `validation`, or a larger split.validation_fraction of a data set",
         )
     return feed
-
-
-def _place(feed: Feed, config: RunConfig, compute: Compute, observer: Observer) -> Workplace:
-    """What all stages share; a teacher's logits are kept for the time of the training, if it sees any view twice."""
-    num_steps = config.training.epochs * feed.training.steps_per_epoch
-    execution = choose_execution(config.training.execution, compute.device, num_steps)
-    sees_again = feed.key is not None and (config.views is not None or not feed.key.augmented)
-    cache = LogitsCache(None, limit_bytes=0) if sees_again else None
-    return Workplace(feed, config.seed, replace(compute, execution=execution), observer, cache=cache)
 
 
 def _refuse_without_effect(config: RunConfig, *, is_loader: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,11 @@ from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.splits import validation_split
 from distillab.data.streaming import StreamedImages, fits_on_device
 from distillab.errors import DataError, ShapeError
-from distillab.guidance.cache import CacheKey
+from distillab.guidance.cache import CacheKey, LogitsCache
 from distillab.models.catalog import MODELS
 from distillab.models.classifier import Classifier
-from distillab.runtime.device import Compute
+from distillab.preparation import Workplace
+from distillab.runtime.device import Compute, choose_execution
 from distillab.runtime.events import Note, Observer
 from distillab.training.stage import Feed
 
@@ -124,6 +127,36 @@ def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Co
         key=key,
         is_resident=is_resident,
     )
+
+
+def build_place(
+    config: RunConfig,
+    feed: Feed,
+    compute: Compute,
+    observer: Observer,
+    *,
+    folder: Path | None,
+    cache: LogitsCache | None = None,
+) -> Workplace:
+    """What all stages of a run share: how steps are executed, and the teachers' logits that are kept.
+
+    Args:
+        config: The run's settings.
+        feed: Images.
+        compute: Device and precision.
+        observer: Is told of progress.
+        folder: Keeps logits for later runs; None: they are kept for this run, if it sees any view twice.
+        cache: Takes the place of one of the run's own.
+
+    Raises:
+        ConfigError: Steps cannot be executed on the device as they are to be.
+    """
+    num_steps = config.training.epochs * feed.training.steps_per_epoch
+    execution = choose_execution(config.training.execution, compute.device, num_steps)
+    sees_again = feed.key is not None and (config.views is not None or not feed.key.augmented)
+    if cache is None and (folder or sees_again):
+        cache = LogitsCache(folder, limit_bytes=int(config.cache_gib * 2**30), observer=observer)
+    return Workplace(feed, config.seed, replace(compute, execution=execution), observer, cache=cache)
 
 
 def _split(config: RunConfig, dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -18,13 +18,13 @@ from distillab.data.config import AugmentConfig
 from distillab.data.dataset import Dataset
 from distillab.errors import ConfigError
 from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
-from distillab.feeding import build_feed, common_image_size
+from distillab.feeding import build_feed, build_place, common_image_size
 from distillab.guidance.cache import LogitsCache, teacher_sha256
 from distillab.models.catalog import build_model
 from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
 from distillab.preparation import Workplace
-from distillab.runtime.device import choose_compute, choose_execution, computing
+from distillab.runtime.device import choose_compute, computing
 from distillab.runtime.events import Event, Note, Observer, RunStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
@@ -232,14 +232,9 @@ def open_scene(
             observer=observer,
         )
         feed = build_feed(config, dataset, image_size, compute)
-        num_steps = config.training.epochs * feed.training.steps_per_epoch
-        execution = choose_execution(config.training.execution, compute.device, num_steps)
-        compute = replace(compute, execution=execution)
-        sees_views_again = config.views is not None or not (feed.key and feed.key.augmented)
-        if cache is None and (config.cache_gib or sees_views_again):
-            folder = config.data_dir / "logits" if config.cache_gib else None
-            cache = LogitsCache(folder, limit_bytes=int(config.cache_gib * 2**30), observer=observer)
-        scene = Scene(config, dataset, feed, Workplace(feed, config.seed, compute, observer, cache=cache), allow_code)
+        folder = config.data_dir / "logits" if config.cache_gib else None
+        place = build_place(config, feed, compute, observer, folder=folder, cache=cache)
+        scene = Scene(config, dataset, feed, place, allow_code)
         try:
             yield scene
         finally:

@@ -15,6 +15,7 @@ VERBS = (
     (),
     ("train",),
     ("distill",),
+    ("bench",),
     ("evaluate",),
     ("predict",),
     ("demo",),

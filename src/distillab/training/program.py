@@ -49,7 +49,7 @@ class Program:
         self._view = torch.zeros((), dtype=torch.int64, device=compute.device)
         self._raw: tuple[Tensor, ...] | None = None
         self._front: Capture[Front] | None = None
-        self._backs: dict[int, Capture[None]] = {}  # by id of the step
+        self._backs: list[Capture[None]] = []  # one a step
         self._streams: list[torch.cuda.Stream] = []
         self._recorded_for: object = None
         self._steps: Sequence[Step] = ()
@@ -69,9 +69,8 @@ class Program:
         view = self._batches.view_of(epoch)
         self._guidance.begin_epoch(view)
         self._view.fill_(view)
-        if (found := (tuple(map(id, steps)), self._guidance.phase)) != self._recorded_for:
-            self._front = None
-            self._backs.clear()
+        if (found := (tuple(steps), self._guidance.phase)) != self._recorded_for:
+            self._forget()
             self._recorded_for = found
 
     def end_epoch(self, left_out: Iterable[Batch]) -> None:
@@ -91,14 +90,17 @@ class Program:
                 return
             except CannotCaptureError as error:
                 self._captured = False
-                self._front = None
-                self._backs.clear()
+                self._forget()
                 self._observer(Note(f"the steps cannot be captured and run eagerly: {error}"))
         batch, guides = self._ask(raw)
         for position, (step, guide) in enumerate(zip(self._steps, guides, strict=True)):
             with self._timed(position):
                 self._seed(seed)
                 step(batch, guide)
+
+    def _forget(self) -> None:
+        self._front = None
+        self._backs = []
 
     def _ask(self, raw: tuple[Tensor, ...]) -> Front:
         batch = self._batches.make(raw, self._view)
@@ -117,22 +119,22 @@ class Program:
         if self._device.type == "cuda" and len(self._steps) > 1:
             self._side_by_side(seed)
         else:
-            for position, step in enumerate(self._steps):
+            for position, back in enumerate(self._backs):
                 with self._timed(position):
                     self._seed(seed)
-                    self._backs[id(step)]()
+                    back()
 
     def _side_by_side(self, seed: int) -> None:
         main = torch.cuda.current_stream(self._device)
-        while len(self._streams) < len(self._steps):
+        while len(self._streams) < len(self._backs):
             self._streams.append(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
-        for stream, step in zip(self._streams, self._steps, strict=False):
+        for stream, back in zip(self._streams, self._backs, strict=False):
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
                 # All graphs read the generator's state from one place; they may overlap, since all put the same there.
                 self._seed(seed)
-                self._backs[id(step)]()
-        for stream in self._streams[: len(self._steps)]:
+                back()
+        for stream in self._streams[: len(self._backs)]:
             main.wait_stream(stream)
 
     def _record(self, raw: tuple[Tensor, ...]) -> None:
@@ -143,12 +145,14 @@ class Program:
             place.copy_(value)
         front = Capture(lambda: self._ask(static), device=self._device)
         batch, guides = front()
-        for step, guide in zip(self._steps, guides, strict=True):
-            self._backs[id(step)] = Capture(
+        self._backs = [
+            Capture(
                 lambda step=step, guide=guide: step(batch, guide),  # type: ignore[misc]
                 device=self._device,
                 state=step.state,
             )
+            for step, guide in zip(self._steps, guides, strict=True)
+        ]
         self._front = front
 
     @contextlib.contextmanager
