@@ -105,7 +105,7 @@ class Scene:
 
         self.place = replace(self.place, record=self.run_dir.append_metrics, observer=observe)
         observe(RunStarted(self.run_dir.path))
-        observe(Note(self._how()))
+        log(Note(self._how()))  # not for the screen: runs that are carried out together would all say it
         self.run_dir.describe(
             config_toml=to_toml(self.config),
             command=command,
