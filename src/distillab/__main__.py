@@ -59,9 +59,9 @@ def _exit_code(program: Program, words: Sequence[str], screen: Screen) -> int:
     except DistillabError as error:
         screen.complain(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    except (KeyboardInterrupt, _Terminated) as stop:
+        screen.say_stopped()
+        return _TERMINATED if isinstance(stop, _Terminated) else _INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more on its way out; what it would complain about is no news.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,8 +76,12 @@ def _exit_code(program: Program, words: Sequence[str], screen: Screen) -> int:
     return 0
 
 
+class _Terminated(BaseException):
+    """SIGTERM, where nobody hears it otherwise."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(_TERMINATED)
+    raise _Terminated
 
 
 def _keep_traceback(run_dir: Path | None) -> Path:

@@ -15,11 +15,12 @@ _VERBS = (
     ("distill", "distill:distill", "Distil a teacher into a student, by any method."),
     ("evaluate", "using:evaluate", "Measure a saved model on test images."),
     ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
+    ("resume", "resume:resume", "Let a run go on that was stopped, from its last checkpoint."),
     ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
     ("bench", "bench:bench", "Time the classic training loop and our own in turns: images/s, memory, bounds."),
     ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
 )
-_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES..."}
+_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES...", "resume": " RUN"}
 _LISTS = ("methods", "models", "datasets", "recipes")
 
 _EXAMPLES = {
@@ -41,6 +42,9 @@ _EXAMPLES = {
     "predict": """\
   distillab predict runs/student photos/ > predictions.csv
   distillab predict runs/student cat.png dog.png --json""",
+    "resume": """\
+  distillab resume runs/student
+  distillab train --recipe digits-modern --output runs/student --resume auto""",
     "demo": """\
   distillab demo --output runs/demo --json > demo.json""",
     "bench": """\

@@ -14,7 +14,7 @@ from distillab.errors import CheckpointError, ConfigError
 from distillab.models.catalog import MODELS
 from distillab.settings import Section, validated
 from distillab.stages import Plan, Stage, find_plan, plan_options, stage_method
-from distillab.training.config import OptimizerConfig, Regime, Role, ScheduleConfig, TrainingConfig
+from distillab.training.config import CheckpointConfig, OptimizerConfig, Regime, Role, ScheduleConfig, TrainingConfig
 
 
 class RoleTraining(Section):
@@ -61,6 +61,7 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
 
 class TrainConfig(RunConfig):

@@ -7,7 +7,9 @@
     +-- CheckpointError               4   weight files that are missing, damaged or of another model
     +-- StorageError                  4   folders and disks: no permission, full, vanished
     +-- NonFiniteLossError            5   training diverged
+    +-- GuardError                    1   a rule of distillation was broken, by a bug or by a model of one's own
     +-- RunDirInUseError             75   another process owns the run folder
+    +-- Interrupted            130, 143   Ctrl-C, SIGTERM: the run was saved and has stopped
 
 A message has three parts: what is wrong, where (a field, a file, a layer), and what to do next.
 """
@@ -78,10 +80,29 @@ class NonFiniteLossError(DistillabError):
     exit_code = 5
 
 
+class GuardError(DistillabError):
+    """What must be true of any distillation was not: the teacher changed, or the student did not."""
+
+
 class RunDirInUseError(DistillabError):
     """Another process owns the run folder."""
 
     exit_code = 75
+
+
+class Interrupted(DistillabError):  # noqa: N818 - nothing went wrong
+    """Somebody asked the process to stop, and the run has been saved.
+
+    Args:
+        message: Where it stopped.
+        signal_number: Of the signal that came.
+        where: The checkpoint.
+        hint: The command that goes on.
+    """
+
+    def __init__(self, message: str, *, signal_number: int, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.exit_code = 128 + signal_number
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -14,8 +15,9 @@ from distillab.preparation import Workplace, baseline_stage, planned_stages
 from distillab.settings import Section
 from distillab.stages import Plan
 from distillab.training.config import Regime, Role
+from distillab.training.lanes import Lane
 from distillab.training.stage import Best, Stage, StageReport
-from distillab.training.trainer import Lane, fit_together
+from distillab.training.trainer import fit_together
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,13 @@ def carry_out_together(jobs: Sequence[Job]) -> list[dict[Role, Trained] | NonFin
     try:
         for role in get_args(Role):
             taking_part = [
-                (number, Lane(job.stages(role), job.place.observer, job.place.record))
+                (number, Lane(job.models[role], job.stages(role), job.place.observer, job.place.record))
                 for number, job in enumerate(jobs)
                 if role in job.learners and not isinstance(outcomes[number], NonFiniteLossError)
             ]
             if not taking_part:
                 continue
-            place = jobs[0].place
-            fit_together([lane for _, lane in taking_part], place.feed, seed=place.seed, compute=place.compute)
+            _train_together([lane for _, lane in taking_part], jobs[0].place, role)
             for number, lane in taking_part:
                 outcome = outcomes[number]
                 if lane.error is not None:
@@ -148,6 +149,11 @@ def carry_out_together(jobs: Sequence[Job]) -> list[dict[Role, Trained] | NonFin
         for parameter, before in learns:  # whoever guided was frozen
             parameter.requires_grad_(before)
     return outcomes
+
+
+def _train_together(lanes: Sequence[Lane], place: Workplace, role: Role) -> None:
+    with place.keeper.phase(role) if place.keeper else nullcontext() as phase:
+        fit_together(lanes, place.feed, seed=place.seed, compute=place.compute, phase=phase)
 
 
 def _check_models(job: Job) -> None:

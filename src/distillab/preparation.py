@@ -23,6 +23,7 @@ from distillab.settings import Section
 from distillab.stages import Plan, stage_method
 from distillab.stages import Stage as PlannedStage
 from distillab.training.config import Regime, Role
+from distillab.training.keeper import Keeper
 from distillab.training.stage import Feed, Record, Stage
 from distillab.training.step import Learner
 
@@ -41,6 +42,7 @@ class Workplace:
         observer: Is told of progress.
         record: Takes each epoch's numbers, or None.
         cache: Keeps teachers' logits, or None.
+        keeper: Saves the run now and then, or None.
     """
 
     feed: Feed
@@ -49,6 +51,7 @@ class Workplace:
     observer: Observer = silent
     record: Record | None = None
     cache: LogitsCache | None = None
+    keeper: Keeper | None = None
 
     def take(self, model: nn.Module) -> nn.Module:
         """Bring a model to the device, in the memory format that is fast there."""

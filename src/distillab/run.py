@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from distillab.config import DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
-from distillab.errors import NonFiniteLossError
+from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.execution import Job, Trained, carry_out_together, train_alone
 from distillab.feeding import check_fits
 from distillab.guidance.cache import LogitsCache
+from distillab.identity import differences, made_by
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result
 from distillab.outside_code import names_code
 from distillab.preparation import check_layers
 from distillab.runtime.events import Note, Observer, numbered, silent
+from distillab.runtime.interruption import resume_command
+from distillab.runtime.run_dir import RunDir, checkpoints_of, write_group
 from distillab.scene import Scene, open_scenes
 from distillab.stages import find_plan
+from distillab.training.checkpoint import Checkpoint, CheckpointDir
 from distillab.training.config import Regime, Role
+from distillab.training.keeper import Keeper
 
 AnyConfig = TrainConfig | DistillConfig
 
@@ -33,6 +40,7 @@ def run_one(
     allow_code: bool = False,
     save_run: bool = True,
     cache: LogitsCache | None = None,
+    resumed: Resumed | None = None,
 ) -> RunResult:
     """Train one model alone, or distil a teacher into a student by any plan.
 
@@ -43,12 +51,19 @@ def run_one(
         allow_code: Weight files may name code that builds their model.
         save_run: Keep a run folder.
         cache: Keeps teachers' logits; None: one as the settings say.
+        resumed: The run goes on; None: it is new.
 
     Raises:
         DistillabError: Of the kinds in `errors.py`; what was written until then is whole.
     """
     outcome = run_together(
-        [config], observer=observer, command=command, allow_code=allow_code, save_run=save_run, cache=cache
+        [config],
+        observer=observer,
+        command=command,
+        allow_code=allow_code,
+        save_run=save_run,
+        cache=cache,
+        resumed=resumed,
     )[0]
     if isinstance(outcome, NonFiniteLossError):
         raise outcome
@@ -63,6 +78,8 @@ def run_together(
     allow_code: bool = False,
     save_run: bool = True,
     cache: LogitsCache | None = None,
+    group: Path | None = None,
+    resumed: Resumed | None = None,
 ) -> list[RunResult | NonFiniteLossError]:
     """Carry out some runs at the same time on the same batches, each teacher being asked once a batch.
 
@@ -75,6 +92,9 @@ def run_together(
         allow_code: Weight files may name code that builds their model.
         save_run: Keep run folders.
         cache: Keeps teachers' logits; None: one as the settings say.
+        group: The folder that holds all run folders, and takes the checkpoints that they have in common; None: one run
+            has its own, several have none.
+        resumed: The runs go on; None: they are new.
 
     Returns:
         Of each run its result, or why it ended before its time.
@@ -91,12 +111,76 @@ def run_together(
         teachers = _Teachers()
         runs = [_prepare(scene, teachers) for scene in scenes]
         _tell_apart(runs)
-        for one in runs:
-            loaded = teachers.loaded(one.scene.config)
-            one.scene.begin(one.label, command, save_run=save_run, loaded_teacher=loaded)
+        for number, one in enumerate(runs):
+            one.scene.identify(teachers.loaded(one.scene.config))
+            if resumed is not None:
+                one.scene.go_on(resumed.run_dirs[number], command, anew=resumed.checkpoint is None)
+            elif save_run:
+                one.scene.begin(one.label, command)
+        _keep(scenes, group, resumed)
         taught = [teachers.taught(one.scene) for one in runs]
         outcomes = carry_out_together([one.job() for one in runs])
         return [one.end(outcome, teacher) for one, outcome, teacher in zip(runs, outcomes, taught, strict=True)]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where runs go on.
+
+    Attributes:
+        run_dirs: Of the runs, in their order; they are ours, and given free in the end.
+        checkpoint: The newest; None: there was none yet, and they start again.
+        force: Go on even if they would come out otherwise now.
+    """
+
+    run_dirs: Sequence[RunDir]
+    checkpoint: Checkpoint | None
+    force: bool = False
+
+
+def _keep(scenes: Sequence[Scene], group: Path | None, resumed: Resumed | None) -> None:
+    """Have runs saved now and then, if they have a folder."""
+    first = scenes[0]
+    home = group or (first.run_dir.path if first.run_dir is not None and len(scenes) == 1 else None)
+    if home is None:
+        return
+    made = made_by([scene.identity for scene in scenes], first.place.compute)
+    checkpoint = None
+    if resumed is not None and resumed.checkpoint is not None:
+        checkpoint = resumed.checkpoint
+        _check_trajectory(checkpoint, made, first.place.observer, force=resumed.force)
+    elif group is not None:
+        write_group(group, [scene.run_dir.path.name for scene in scenes if scene.run_dir is not None])
+    settings = first.config.checkpoint
+    keeper = Keeper(
+        CheckpointDir(checkpoints_of(home), keep=settings.keep, observer=first.place.observer),
+        interval_seconds=60.0 * settings.minutes,
+        made_by=made,
+        observer=first.place.observer,
+        go_on=resume_command(home, allow_code=first.allow_code),
+        resumed=checkpoint,
+    )
+    for scene in scenes:
+        scene.place = replace(scene.place, keeper=keeper)
+        scene.started -= keeper.seconds
+
+
+def _check_trajectory(checkpoint: Checkpoint, made: Mapping[str, Any], observer: Observer, *, force: bool) -> None:
+    """See that a run that goes on comes out as it would have; the observer is told of what may matter.
+
+    Raises:
+        ConfigError: It would not, and is not forced to.
+    """
+    decisive, told = differences(checkpoint.made_by, made)
+    for words in [*told, *(decisive if force else [])]:
+        observer(Note(f"{checkpoint.path.name}: {words}"))
+    if decisive and not force:
+        more = f" (and {len(decisive) - 3} more)" if len(decisive) > 3 else ""
+        raise ConfigError(
+            f"the run would come out otherwise than it began: {'; '.join(decisive[:3])}{more}",
+            where=str(checkpoint.path),
+            hint="put that back as it was, or go on all the same with --force",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillab.config import DistillConfig, TrainConfig, settings_of, to_toml
+from distillab.config import DistillConfig, TrainConfig, to_toml
 from distillab.data.catalog import open_dataset
 from distillab.data.config import AugmentConfig
 from distillab.data.dataset import Dataset
@@ -20,12 +19,13 @@ from distillab.errors import ConfigError
 from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
 from distillab.feeding import build_feed, build_place, common_image_size
 from distillab.guidance.cache import LogitsCache, teacher_sha256
+from distillab.identity import identity_sha256, run_identity
 from distillab.models.catalog import build_model
-from distillab.models.weights import weights_sha256
 from distillab.outside_code import names_code
 from distillab.preparation import Workplace
 from distillab.runtime.device import choose_compute, computing
 from distillab.runtime.events import Event, Note, Observer, RunStarted
+from distillab.runtime.files import write_text
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
 from distillab.stages import find_plan
@@ -44,7 +44,8 @@ class Scene:
         place: What all stages share.
         allow_code: Weight files may name code that builds their model.
         run_dir: Where files go, or None: see `begin`.
-        run_sha256: What the run is; the same for runs that give equal results.
+        identity: What the run is: see `run_identity`.
+        run_sha256: The same as a hash; equal for runs that give equal results.
         started: When the run was asked for, by `time.perf_counter`.
         test_logits: The teacher's on the test set, once they are known.
     """
@@ -55,6 +56,7 @@ class Scene:
     place: Workplace
     allow_code: bool
     run_dir: RunDir | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
     run_sha256: str = ""
     started: float = field(default_factory=time.perf_counter)
     test_logits: Tensor | None = None
@@ -78,40 +80,55 @@ class Scene:
         model.classes = self.dataset.classes
         return model
 
-    def begin(
-        self, label: str, command: Sequence[str], *, save_run: bool, loaded_teacher: nn.Module | None = None
-    ) -> None:
-        """Settle what the run is, and take its folder: the last thing before the first step.
+    def identify(self, loaded_teacher: nn.Module | None) -> None:
+        """Settle what the run is.
+
+        Args:
+            loaded_teacher: The teacher, if it is not trained in this run.
+        """
+        self.identity = run_identity(self.config, self.dataset, loaded_teacher)
+        self.run_sha256 = identity_sha256(self.identity)
+
+    def begin(self, label: str, command: Sequence[str]) -> None:
+        """Take the run's folder: the last thing before the first step.
 
         Args:
             label: A part of the folder's name, where it is made.
             command: Words of the command line, for the record.
-            save_run: Keep a run folder.
-            loaded_teacher: The teacher, if it is not trained in this run.
 
         Raises:
             StorageError: The folder holds something already, or cannot be written.
             RunDirInUseError: Another process owns it.
         """
-        self.run_sha256 = _run_sha256(self.config, self.dataset, loaded_teacher)
-        if not save_run:
-            return
-        self.run_dir = RunDir(self.config.output, label=label)
-        observer, log = self.place.observer, self.run_dir.log
+        self._use(RunDir.new(self.config.output, label=label))
+        assert self.run_dir is not None
+        write_text(self.run_dir.path / "config.toml", to_toml(self.config))
+        self.run_dir.describe(command=command, device=self.place.compute.device, threads=torch.get_num_threads())
+
+    def go_on(self, run_dir: RunDir, command: Sequence[str], *, anew: bool) -> None:
+        """Put files into the folder that the run has already.
+
+        Args:
+            run_dir: It is ours, and given free by `close`.
+            command: Words of the command line, for the record of a run that starts again.
+            anew: The run starts again, on this machine.
+        """
+        run_dir.forget_metrics()
+        if anew:
+            run_dir.describe(command=command, device=self.place.compute.device, threads=torch.get_num_threads())
+        self._use(run_dir)
+
+    def _use(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+        observer, log = self.place.observer, run_dir.log
 
         def observe(event: Event) -> None:
             observer(event)
             log(event)
 
-        self.place = replace(self.place, record=self.run_dir.append_metrics, observer=observe)
-        observe(RunStarted(self.run_dir.path))
+        self.place = replace(self.place, record=run_dir.append_metrics, observer=observe)
+        observe(RunStarted(run_dir.path))
         log(Note(self._how()))  # not for the screen: runs that are carried out together would all say it
-        self.run_dir.describe(
-            config_toml=to_toml(self.config),
-            command=command,
-            device=self.place.compute.device,
-            threads=torch.get_num_threads(),
-        )
 
     def _how(self) -> str:
         """How the run computes, in words: what was chosen for it by the device and the data."""
@@ -247,16 +264,3 @@ def _learners(config: TrainConfig | DistillConfig) -> list[str]:
         return [config.model]
     uses_assistant = find_plan(config.method, config.stages).uses_assistant
     return [config.student, *([config.assistant] if uses_assistant else [])]
-
-
-def _run_sha256(config: TrainConfig | DistillConfig, dataset: Dataset, loaded_teacher: nn.Module | None) -> str:
-    """Hash of what a run is: its settings less those of place and device, contents in the place of files' paths."""
-    settings = settings_of(config)
-    for key in ("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib"):
-        settings.pop(key, None)
-    settings["training"].pop("execution")
-    settings["data"] = dataset.sha256
-    if loaded_teacher is not None:
-        settings.pop("teacher_model", None)
-        settings["teacher"] = weights_sha256(loaded_teacher)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from distillab.errors import DistillabError
+from distillab.errors import DistillabError, Interrupted, StorageError
 from distillab.report.table import Table
 from distillab.runtime.events import (
     EpochEnded,
@@ -28,6 +28,7 @@ from distillab.runtime.events import (
     describe_values,
     in_words,
 )
+from distillab.runtime.interruption import resume_command
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -94,6 +95,17 @@ class Screen:
     def complain(self, error: DistillabError) -> None:
         """Say on stderr what went wrong, in three lines at most."""
         self.err.out(error_lines(error), highlight=False)
+        if isinstance(error, StorageError):
+            self._say_how_to_go_on()
+
+    def say_stopped(self) -> None:
+        """Say on stderr that a signal has ended the command at once, and how its run goes on."""
+        self.err.out("interrupted", highlight=False)
+        self._say_how_to_go_on()
+
+    def _say_how_to_go_on(self) -> None:
+        if self.run_dir is not None:
+            self.err.out(f"  then:  {printable(resume_command(self.run_dir, allow_code=False))}", highlight=False)
 
     def _draw(self, table: Table) -> None:
         from rich import box
@@ -114,7 +126,8 @@ class Screen:
 
 def error_lines(error: DistillabError) -> str:
     """An error as it is shown: what, where, and what to do; one line each."""
-    parts = (("error: ", error.message), ("  where: ", error.where), ("  try:   ", error.hint))
+    what = "" if isinstance(error, Interrupted) else "error: "
+    parts = ((what, error.message), ("  where: ", error.where), ("  try:   ", error.hint))
     return "\n".join(label + one_line(text) for label, text in parts if text)
 
 

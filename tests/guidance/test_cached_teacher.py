@@ -89,7 +89,7 @@ def cached_teacher(folder=None, *, augment=CROPPED, seed=0, compute=CPU, observe
 
 def run_epoch(teacher, source, epoch):
     """What a loop does; gives the batches and the answers."""
-    teacher.begin_epoch(source.view_of(epoch))
+    teacher.begin_epoch(epoch, source)
     told = [(batch, teacher(batch).logits) for batch in source.epoch(epoch)]
     teacher.end_epoch(source.left_out(epoch))
     return told
@@ -197,7 +197,7 @@ def test_other_images_are_asked_for(tmp_path, change):
 def test_an_epoch_that_was_cut_short_leaves_nothing(tmp_path):
     teacher, source = cached_teacher(tmp_path), batches()
     run_epoch(teacher, source, 0)
-    teacher.begin_epoch(1)
+    teacher.begin_epoch(1, source)
     teacher(next(source.epoch(1)))  # and then something went wrong
     assert [path.name for path in tmp_path.rglob("view-*")] == ["view-0.safetensors"]
     live = live_teacher()
@@ -209,7 +209,7 @@ def test_an_epoch_that_was_cut_short_leaves_nothing(tmp_path):
 
 def test_an_epoch_that_was_resumed_is_completed():
     teacher, source = cached_teacher(), batches()
-    teacher.begin_epoch(0)
+    teacher.begin_epoch(0, source)
     for batch in source.epoch(0, start_step=3):
         teacher(batch)
     teacher.end_epoch(source.left_out(0, seen_from_step=3))
@@ -223,7 +223,7 @@ def test_an_epoch_that_was_resumed_is_completed():
 def test_a_table_with_holes_is_refused(tmp_path):
     teacher, source = cached_teacher(tmp_path), batches()
     run_epoch(teacher, source, 0)
-    teacher.begin_epoch(1)
+    teacher.begin_epoch(1, source)
     for batch in source.epoch(1):
         teacher(batch)
     with pytest.raises(DataError, match="64 of 72 images"):
@@ -240,7 +240,7 @@ def test_no_images_are_made_of_what_was_left_out_if_nobody_asks():
         yield
 
     for guidance in (teacher, live_teacher()):
-        guidance.begin_epoch(0)
+        guidance.begin_epoch(0, source)
         guidance.end_epoch(unwanted())
 
 
@@ -301,7 +301,7 @@ def check_recorded(teacher, live, source, *, epochs, tolerance=1e-6):
     place = tuple(tensor.clone() for tensor in next(source.raw(0)))
     addresses = set()
     for epoch in epochs:
-        teacher.begin_epoch(source.view_of(epoch))
+        teacher.begin_epoch(epoch, source)
         view.fill_(source.view_of(epoch))
         for raw in source.raw(epoch):
             for static, tensor in zip(place, raw, strict=True):
@@ -334,7 +334,7 @@ def test_features_are_not_cached():
 
 def test_batches_that_do_not_tell_their_images_are_refused():
     teacher = cached_teacher()
-    teacher.begin_epoch(0)
+    teacher.begin_epoch(0, batches())
     with pytest.raises(DataError, match="do not tell which images"):
         teacher(Batch(torch.rand(2, 3, tiny.SIZE, tiny.SIZE), torch.zeros(2, dtype=torch.int64), None, 0))
 

@@ -43,7 +43,7 @@ def test_a_teacher_that_stops_at_a_layer_gives_no_logits():
 def test_a_pass_leaves_the_teacher_as_it_is_to_the_last_bit():
     teacher = new()
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    teacher.begin_epoch(0)
+    teacher.begin_epoch(0, None)
     first, second = teacher(batch()).logits, teacher(batch()).logits
     teacher.end_epoch([])
     assert torch.equal(first, second)  # no dropout

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 def test_runs_without_an_output_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = RunDir(None, label="st-cnn16"), RunDir(None, label="st-cnn16")
+    first, second = RunDir.new(None, label="st-cnn16"), RunDir.new(None, label="st-cnn16")
     assert first.path != second.path
     assert first.path.parent.name == "runs"
     assert "st-cnn16" in first.path.name
@@ -25,14 +25,14 @@ def test_runs_without_an_output_get_folders_of_their_own(tmp_path, monkeypatch):
 def test_a_folder_with_content_is_refused_and_untouched(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(StorageError, match=r"result\.json"):
-        RunDir(tmp_path, label="x")
+        RunDir.new(tmp_path, label="x")
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(StorageError, match="is a file"):
-        RunDir(tmp_path / "run", label="x")
+        RunDir.new(tmp_path / "run", label="x")
 
 
 def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path):
@@ -51,27 +51,27 @@ def test_what_comes_into_the_folder_before_the_lock_is_held_is_seen(tmp_path, mo
 
     monkeypatch.setattr(run_dir, "claim_dir", claim_slowly)
     with pytest.raises(StorageError, match=r"metrics\.jsonl"):
-        RunDir(tmp_path / "run", label="x")
+        RunDir.new(tmp_path / "run", label="x")
     assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_a_folder_that_another_process_owns_is_refused(tmp_path):
     code = (
         "import sys, pathlib; from distillab.runtime.run_dir import RunDir;"
-        "r = RunDir(pathlib.Path(sys.argv[1]), label='x'); print('owned', flush=True); sys.stdin.read()"
+        "r = RunDir.new(pathlib.Path(sys.argv[1]), label='x'); print('owned', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout.readline() == "owned\n"
         with pytest.raises(RunDirInUseError) as caught:
-            RunDir(tmp_path / "run", label="x")
+            RunDir.new(tmp_path / "run", label="x")
         assert caught.value.exit_code == 75
         owner.stdin.close()
 
 
 def test_metrics_and_times_are_json_lines_apart(tmp_path):
-    run = RunDir(tmp_path / "run", label="x")
+    run = RunDir.new(tmp_path / "run", label="x")
     run.append_metrics({"stage": "student alone", "epoch": 1, "loss": 0.5, "seconds": 1.25})
     run.append_metrics({"stage": "student alone", "epoch": 2, "loss": 0.25, "seconds": 1.0})
     run.release()
@@ -84,11 +84,10 @@ def test_metrics_and_times_are_json_lines_apart(tmp_path):
 
 
 def test_what_is_run_and_where_is_written_before_the_first_step(tmp_path):
-    run = RunDir(tmp_path / "run", label="x")
-    run.describe(config_toml="seed = 1\n", command=["distillab", "train", "a b"], device=CPU, threads=2)
+    run = RunDir.new(tmp_path / "run", label="x")
+    run.describe(command=["distillab", "train", "a b"], device=CPU, threads=2)
     run.release()
     assert (run.path / "command.txt").read_text() == "distillab train 'a b'\n"
-    assert (run.path / "config.toml").read_text() == "seed = 1\n"
     env = json.loads((run.path / "env.json").read_text())
     assert env["versions"]["torch"] == torch.__version__.split("+")[0] or env["versions"]["torch"] == torch.__version__
     assert env["threads"] == 2

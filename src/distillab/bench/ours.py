@@ -130,7 +130,7 @@ def _steps(
         run = StageRun(stage, feed, regime, compute=compute, observer=silent, record=None)
         program = Program(batches, compute, observer=silent)
         for epoch in itertools.count():
-            run.begin_epoch()
+            run.begin_epoch(anew=True)
             program.begin_epoch([run.step], [stage.guidance], epoch)
             for number, raw in enumerate(batches.raw(epoch)):
                 run.set_clock(number)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError
 
-from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, flags_of
+from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, Resume, flags_of
 from distillab.commands.outcome import show_plan, show_run, started_with
 from distillab.config import DistillConfig, resolve_distill
 from distillab.recipe import load_recipe
@@ -25,6 +25,7 @@ def distill_command(flags: Any) -> Callable[..., None]:
         recipe: Recipe = None,
         allow_code: AllowCode = False,
         dry_run: DryRun = False,
+        resume: Resume = None,
         quiet: Quiet = False,
         json: Json = False,
         screen: Injected,
@@ -36,10 +37,12 @@ def distill_command(flags: Any) -> Callable[..., None]:
         if dry_run:
             show_plan(screen, config, allow_code)
             return
+        from distillab.resume import resume_or_run
         from distillab.run import run_one
 
         with screen.watching() as observer:
-            result = run_one(config, observer=observer, command=started_with(), allow_code=allow_code)
+            begin = run_one if resume is None else resume_or_run
+            result = begin(config, observer=observer, command=started_with(), allow_code=allow_code)
         show_run(screen, result)
 
     return distill

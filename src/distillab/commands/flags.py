@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, TypedDict, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 from cyclopts import CoercionError, Group, Parameter, Token, convert
 from pydantic.fields import FieldInfo
@@ -34,6 +34,13 @@ Json: TypeAlias = Annotated[
 DryRun: TypeAlias = Annotated[
     bool,
     Parameter(negative="", show_default=False, group=COMMAND, help="Build everything, show the plan, train nothing."),
+]
+Resume: TypeAlias = Annotated[
+    Literal["auto"] | None,
+    Parameter(
+        group=COMMAND,
+        help="auto: go on with the run of these settings if it was begun (in --output, else the newest under runs/).",
+    ),
 ]
 AllowCode: TypeAlias = Annotated[
     bool,

@@ -3,7 +3,7 @@
 # cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
 from typing import Annotated
 
-from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, flags_of
+from distillab.commands.flags import EVERY_FIELD, AllowCode, DryRun, Injected, Json, Quiet, Recipe, Resume, flags_of
 from distillab.commands.outcome import show_plan, show_run, started_with
 from distillab.config import TrainConfig, resolve_train
 from distillab.recipe import load_recipe
@@ -17,6 +17,7 @@ def train(
     recipe: Recipe = None,
     allow_code: AllowCode = False,
     dry_run: DryRun = False,
+    resume: Resume = None,
     quiet: Quiet = False,
     json: Json = False,
     screen: Injected,
@@ -28,8 +29,10 @@ def train(
     if dry_run:
         show_plan(screen, config, allow_code)
         return
+    from distillab.resume import resume_or_run
     from distillab.run import run_one
 
     with screen.watching() as observer:
-        result = run_one(config, observer=observer, command=started_with(), allow_code=allow_code)
+        begin = run_one if resume is None else resume_or_run
+        result = begin(config, observer=observer, command=started_with(), allow_code=allow_code)
     show_run(screen, result)

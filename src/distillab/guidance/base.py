@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Protocol
 
-from distillab.data.batch import Batch
+from distillab.data.batch import Batch, TrainingSource
 from distillab.models.features import ModelOutput
 
 
@@ -20,11 +20,12 @@ class Guidance(Protocol):
     def phase(self) -> Hashable:
         """What kind of work a call does now: when this changes, a recorded step has to be recorded again."""
 
-    def begin_epoch(self, view: int) -> None:
-        """Make ready for the batches of a view.
+    def begin_epoch(self, epoch: int, source: TrainingSource) -> None:
+        """Make ready for the batches of an epoch.
 
         Args:
-            view: Which augmentation of the images: see `Batch.view`.
+            epoch: Its number.
+            source: Where its batches come from.
         """
 
     def __call__(self, batch: Batch) -> ModelOutput:

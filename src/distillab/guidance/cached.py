@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distillab.data.batch import Batch
+from distillab.data.batch import Batch, TrainingSource
 from distillab.errors import ConfigError, DataError
 from distillab.guidance.cache import CacheKey, LogitsCache
 from distillab.guidance.live import LiveTeacher
@@ -89,17 +89,29 @@ class CachedTeacher:
         """The key: teachers with equal keys give equal answers."""
         return self._key.sha256
 
-    def begin_epoch(self, view: int) -> None:
-        """Read the table of a view if there is one, else start filling it.
+    def begin_epoch(self, epoch: int, source: TrainingSource) -> None:
+        """Read the table of the epoch's view if there is one, else start filling it.
 
         Args:
-            view: Which augmentation of the images.
+            epoch: Its number.
+            source: Where its batches come from.
+
+        Raises:
+            DataError: The batches do not say which images they hold, or are not all.
         """
-        self._view = view if self._key.augmented else 0
+        self._view = source.view_of(epoch) if self._key.augmented else 0
         if self._view != self._complete:
             self._complete = self._view if self._load() else None
-        self.phase = "filling" if self._complete is None else "reading"
         self._shown.zero_()
+        self.phase = "filling" if self._complete is None else "reading"
+        # The first epoch that shows a view has the view's number. Where that one is over, the table was lost (with
+        # another process, or from a cache that is full) or not wanted then (by a student in an earlier stage). It is
+        # filled from that epoch's batches all the same: of others the answers would be rounded otherwise.
+        if self.phase == "filling" and epoch != self._view:
+            for batch in source.epoch(self._view):
+                self.keep(batch, self.live(batch))
+            self.end_epoch(source.left_out(self._view))
+            self.phase = "reading"
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Constants: logits [N, C].

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import nn
 
-from distillab.data.batch import Batch
+from distillab.data.batch import Batch, TrainingSource
 from distillab.models.features import ModelOutput, forward_features
 from distillab.runtime.device import Compute
 
@@ -38,7 +38,7 @@ class LiveTeacher:
         """Always the same."""
         return "live"
 
-    def begin_epoch(self, view: int) -> None:
+    def begin_epoch(self, epoch: int, source: TrainingSource) -> None:
         """Nothing is to be made ready."""
 
     # Not inference_mode: its tensors cannot be saved for the student's backward pass.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable, Sequence
 
-from distillab.data.batch import Batch
+from distillab.data.batch import Batch, TrainingSource
 from distillab.guidance.base import Guidance
 from distillab.guidance.cached import CachedTeacher
 from distillab.guidance.live import LiveTeacher
@@ -38,13 +38,13 @@ class SharedGuidance:
         """Changes when asking would do other work than before."""
         return tuple((source, guidance.phase) for source, guidance in self._asked.items())
 
-    def begin_epoch(self, view: int) -> None:
-        """Make ready for the batches of a view."""
+    def begin_epoch(self, epoch: int, source: TrainingSource) -> None:
+        """Make ready for the batches of an epoch."""
         for guidance in self._asked.values():
-            guidance.begin_epoch(view)
+            guidance.begin_epoch(epoch, source)
         self._kept = {
-            source: guidance
-            for source, guidance in self._asked.items()
+            asked: guidance
+            for asked, guidance in self._asked.items()
             if isinstance(guidance, CachedTeacher)
             and guidance.phase == "filling"
             and guidance.live.source in self._asked

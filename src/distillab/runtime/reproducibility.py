@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
+NUMERICS = 1
+"""Raised by every change after which a run from the same settings comes out otherwise: see *Numerics* in the changelog.
+A run that was saved under another number does not go on unless it is forced."""
+
 
 def derived_seed(*parts: int | str) -> int:
     """A seed for one purpose, from the run's seed and names or numbers of that purpose.

@@ -20,11 +20,14 @@ import filelock
 import torch
 
 from distillab import __version__
-from distillab.errors import RunDirInUseError, StorageError
+from distillab.errors import CheckpointError, RunDirInUseError, StorageError
 from distillab.runtime.events import Event, in_words
 from distillab.runtime.files import storage_error, write_text
 
 RUNS = Path("runs")
+
+_LOCK = ".lock"
+_GROUP = "group.json"
 
 
 class RunDir:
@@ -34,41 +37,84 @@ class RunDir:
     epoch), `timing.jsonl`, `metrics.csv`, weights as `<role>.safetensors`, and `result.json`, which is written last:
     where it stands, the run is complete.
 
+    Use `new` or `reopen` to make one.
+
     Args:
-        path: The folder itself; it must be new or empty. None: a new one under `runs/` whose name holds `label`.
-        label: Such as "st-cnn16".
+        path: The folder; it is there.
 
     Raises:
-        StorageError: The folder holds something already, or cannot be written.
+        StorageError: The folder cannot be written.
         RunDirInUseError: Another process owns it.
     """
 
-    def __init__(self, path: Path | None, *, label: str) -> None:
-        self.path = _make_named(label) if path is None else claim_dir(path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._metrics: list[Mapping[str, Any]] = []
-        self._lock = filelock.FileLock(self.path / ".lock")
+        # The kernel gives the lock free when its owner dies, however that happens: a file that is left says nothing.
+        self._lock = filelock.FileLock(self.path / _LOCK)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunDirInUseError(
-                "another process uses this run folder", where=str(self.path), hint="choose another --output"
+                "another process uses this run folder",
+                where=str(self.path),
+                hint="wait for it, or choose another folder",
             ) from None
         except OSError as error:
             raise storage_error(error, self.path) from error
+
+    @classmethod
+    def new(cls, path: Path | None, *, label: str) -> RunDir:
+        """Take a folder for a new run.
+
+        Args:
+            path: It must be new or empty. None: a new one under `runs/` whose name holds `label`.
+            label: Such as "st-cnn16".
+
+        Raises:
+            StorageError: The folder holds something already, or cannot be written.
+            RunDirInUseError: Another process owns it.
+        """
+        run_dir = cls(_make_named(label) if path is None else claim_dir(path))
         try:
-            check_free(self.path)  # once more, now that nobody else can put anything in it
+            check_free(run_dir.path)  # once more, now that nobody else can put anything in it
         except StorageError:
-            self.release()
+            run_dir.release()
             raise
+        return run_dir
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDir:
+        """Take the folder of a run that is to go on.
+
+        Raises:
+            StorageError: It is no run folder, or cannot be written.
+            RunDirInUseError: The run is still going on.
+        """
+        if not (path / "config.toml").is_file():
+            raise StorageError(
+                "this is no run folder: there is no config.toml in it",
+                where=str(path),
+                hint="give the folder that the run was started in; it was named when it began",
+            )
+        run_dir = cls(path)
+        for leftover in path.glob(".tmp-*"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        return run_dir
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "result.json").is_file()
 
     def release(self) -> None:
         """Give the folder up to whoever wants to read or resume it."""
-        self._lock.release()
-        (self.path / ".lock").unlink(missing_ok=True)
+        if self._lock.is_locked:
+            (self.path / _LOCK).unlink(missing_ok=True)  # before: who takes it afterwards makes a new one
+            self._lock.release()
 
-    def describe(self, *, config_toml: str, command: Sequence[str], device: torch.device, threads: int) -> None:
-        """Write down what will be run, and where: before the first step."""
-        write_text(self.path / "config.toml", config_toml)
+    def describe(self, *, command: Sequence[str], device: torch.device, threads: int) -> None:
+        """Write down what was asked for and where it is run: before the first step, after the settings."""
         write_text(self.path / "command.txt", shlex.join(command) + "\n")
         self.write_json("env.json", environment(device, threads))
 
@@ -79,6 +125,12 @@ class RunDir:
         self._append("metrics.jsonl", json.dumps(numbers, sort_keys=True))
         self._append("timing.jsonl", json.dumps({**where, "seconds": record["seconds"]}, sort_keys=True))
         self._metrics.append(numbers)
+
+    def forget_metrics(self) -> None:
+        """Empty `metrics.jsonl` and `timing.jsonl`: a run that goes on adds again what its checkpoint knows."""
+        self._metrics = []
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_metrics_table(self) -> None:
         """Write all numbers of all epochs as `metrics.csv`, for spreadsheets; what a stage does not have is empty."""
@@ -106,6 +158,40 @@ class RunDir:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one JSON file, whole or not at all."""
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def checkpoints_of(home: Path) -> Path:
+    """Where a run, or a group of runs, keeps its checkpoints."""
+    return home / "checkpoints"
+
+
+def write_group(folder: Path, names: Sequence[str]) -> None:
+    """Write down which run folders of `folder` are carried out together."""
+    write_text(folder / _GROUP, json.dumps({"format_version": 1, "runs": list(names)}, indent=2) + "\n")
+
+
+def read_group(folder: Path) -> list[Path] | None:
+    """The run folders that are carried out together; None where `folder` is not one of a group.
+
+    Raises:
+        CheckpointError: What is written there is damaged, or leads out of the folder.
+    """
+    path = folder / _GROUP
+    try:
+        names = json.loads(path.read_bytes())["runs"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"damaged: {error}", where=str(path), hint="start the runs again") from error
+    if not isinstance(names, list) or not names or not all(_is_plain_name(name) for name in names):
+        raise CheckpointError("it does not name run folders beside it", where=str(path), hint="start the runs again")
+    return [folder / name for name in names]
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 def new_run_name(label: str) -> str:
@@ -150,7 +236,7 @@ def check_free(path: Path) -> None:
     try:
         if path.is_file():
             raise StorageError("the run folder is a file", where=str(path), hint="choose another --output")
-        taken = next((entry for entry in path.iterdir() if entry.name != ".lock"), None)
+        taken = next((entry for entry in path.iterdir() if entry.name != _LOCK), None)
     except FileNotFoundError:
         return
     except OSError as error:

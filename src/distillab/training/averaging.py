@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillab.models.classifier import evaluation_mode
 from distillab.runtime.device import Compute
+from distillab.training.state import tensors_of
 
 
 class MovingAverage:
@@ -31,6 +32,10 @@ class MovingAverage:
     def state(self) -> list[Tensor]:
         """All tensors that an update changes."""
         return [*self.model.parameters(), *self.model.buffers(), self.num_updates]
+
+    def saved(self) -> dict[str, Tensor]:
+        """The same by name, for a checkpoint."""
+        return {**tensors_of(self.model), "num_updates": self.num_updates}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

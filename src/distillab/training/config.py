@@ -74,6 +74,15 @@ class TrainingConfig(Section):
     )
 
 
+class CheckpointConfig(Section):
+    """How often a run is saved, so that it can go on if something stops it."""
+
+    minutes: float = Field(
+        5.0, ge=0.0, allow_inf_nan=False, description="Minutes between two checkpoints; 0: one after every step."
+    )
+    keep: int = Field(2, ge=1, le=1000, description="How many of the newest to keep.")
+
+
 class Regime(Section):
     """How one model is trained: the three sections together, as they stand in a recipe."""
 

@@ -67,7 +67,7 @@ class Program:
         self.own_seconds = [0.0] * len(steps)
         self._guidance = SharedGuidance(guidances)
         view = self._batches.view_of(epoch)
-        self._guidance.begin_epoch(view)
+        self._guidance.begin_epoch(epoch, self._batches)
         self._view.fill_(view)
         if (found := (tuple(steps), self._guidance.phase)) != self._recorded_for:
             self._forget()

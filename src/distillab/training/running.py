@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from distillab.errors import NonFiniteLossError
+from distillab.errors import CheckpointError, NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from distillab.runtime.device import Compute
 from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStarted, StepsDone
@@ -18,7 +19,8 @@ from distillab.training.averaging import MovingAverage, has_batchnorm, recalibra
 from distillab.training.config import Regime, Role
 from distillab.training.optimizer import make_optimizer
 from distillab.training.schedule import multiplier
-from distillab.training.stage import Best, Feed, Record, Stage, StageReport
+from distillab.training.stage import Best, Feed, Record, Stage, StageReport, lines
+from distillab.training.state import check_fits, load_optimizer_state, load_tensors, optimizer_state, tensors_of
 from distillab.training.step import Learner, Step, freeze_beyond, trainable
 
 _SECONDS_BETWEEN_READINGS = 0.5
@@ -89,10 +91,15 @@ class StageRun:
         """All epochs are done, or validation has said that it is enough."""
         return self.epochs_done == self.stage.epochs or self._watch.patience_is_over(self.epochs_done)
 
-    def begin_epoch(self) -> None:
-        """Make ready for the next pass over the training images."""
+    def begin_epoch(self, *, anew: bool) -> None:
+        """Make ready for the next pass over the training images.
+
+        Args:
+            anew: From its beginning; otherwise go on in the middle of one.
+        """
         self._last_reading = time.perf_counter()
-        self.step.tally.reset()
+        if anew:
+            self.step.tally.reset()
         self.step.learner.train()
 
     def set_clock(self, number: int) -> None:
@@ -103,23 +110,34 @@ class StageRun:
         self._rate = self._regime.optimizer.learning_rate * schedule
         self.step.set_clock(done, total, self._rate)
 
-    def look(self, number: int) -> None:
+    def look(self, number: int, *, now: bool = False) -> None:
         """After a step: now and then, read the losses and stop on bad numbers.
+
+        Args:
+            number: Of the step within its epoch.
+            now: In any case.
 
         Raises:
             NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
                 before that step (BatchNorm's running statistics have seen its batch).
         """
-        now = time.perf_counter()
-        if now - self._last_reading < _SECONDS_BETWEEN_READINGS:
+        since = time.perf_counter()
+        if not now and since - self._last_reading < _SECONDS_BETWEEN_READINGS:
             return
-        self._last_reading = now
+        self._last_reading = since
         self._stop_on_bad_numbers()
+        self.tell(number + 1)
+
+    def tell(self, number: int) -> None:
+        """Say how far the stage has come; this waits for the device.
+
+        Args:
+            number: Steps of the epoch that are done.
+        """
         values = self.step.tally.read()
         total = self.stage.epochs * self._steps_per_epoch
-        self._observer(
-            StepsDone(self.stage.title, self._done(number) + 1, total, values.get("loss"), values.get("train_top1"))
-        )
+        done = self._done(number)
+        self._observer(StepsDone(self.stage.title, done, total, values.get("loss"), values.get("train_top1")))
 
     def end_epoch(self, seconds: float) -> None:
         """Validate, and report the epoch.
@@ -137,7 +155,8 @@ class StageRun:
         values |= self._watch.look(self.epochs_done)
         self._history.append(values)
         if self._record is not None:
-            self._record({"stage": self.stage.title, "role": self.stage.role, "epoch": self.epochs_done, **values})
+            *_, latest = lines(self.stage.title, self.stage.role, self._history)
+            self._record(latest)
         self._observer(EpochEnded(self.stage.title, self.epochs_done, self.stage.epochs, values))
         self.seconds += seconds + time.perf_counter() - started
 
@@ -161,10 +180,54 @@ class StageRun:
             terms=self.step.tally.names,
             seconds=self.seconds + time.perf_counter() - started,
             history=tuple(self._history),
-            best=self._watch.best,
+            best=self._watch.best if self.stage.final else None,
             validation=after,
             validation_before_recalibration=before,
         )
+
+    def saved(self) -> dict[str, Any]:
+        """What must be known to go on, for a checkpoint."""
+        return {
+            "title": self.stage.title,
+            "epochs": self.epochs_done,
+            "seconds": self.seconds,
+            "history": [dict(values) for values in self._history],
+            "learner": tensors_of(self.stage.learner),
+            "optimizer": optimizer_state(self.step.optimizer),
+            "ema": self._average.saved() if self._average else None,
+            "tally": self.step.tally.saved(),
+            "best": self._watch.best.saved() if self._watch.best else None,
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another process was; before the first step, so that a recorded step finds what it goes on with.
+
+        Args:
+            saved: Of the same stage.
+
+        Raises:
+            CheckpointError: It is of another stage or model.
+        """
+        if saved["title"] != self.stage.title or (saved["ema"] is None) != (self._average is None):
+            raise CheckpointError(
+                f"the checkpoint is of another run: its stage is '{saved['title']}', not '{self.stage.title}'",
+                where="checkpoint",
+                hint="use the settings that the run was started with",
+            )
+        load_tensors(tensors_of(self.stage.learner), saved["learner"], what=self.stage.title)
+        if self._average is not None:
+            load_tensors(self._average.saved(), saved["ema"], what=f"{self.stage.title}, moving average")
+        load_optimizer_state(self.step.optimizer, saved["optimizer"])
+        self.step.tally.load(saved["tally"])
+        self.epochs_done = saved["epochs"]
+        self.seconds = saved["seconds"]
+        self._history = list(saved["history"])
+        if self._record is not None:
+            for line in lines(self.stage.title, self.stage.role, self._history):
+                self._record(line)
+        if saved["best"] is not None:
+            check_fits(self._judged.state_dict(), saved["best"]["state"], what=f"{self.stage.title}, best weights")
+            self._watch.best = Best.load(saved["best"])
 
     def release(self) -> None:
         """Thaw what the stage froze."""

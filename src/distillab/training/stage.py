@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +55,15 @@ class Best:
     validation: Evaluation
     state: dict[str, Tensor]
 
+    def saved(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"epoch": self.epoch, "validation": self.validation.as_dict(), "state": self.state}
+
+    @classmethod
+    def load(cls, saved: Mapping[str, Any]) -> Best:
+        """From a checkpoint; tensors stay where they are."""
+        return cls(saved["epoch"], Evaluation(**saved["validation"]), dict(saved["state"]))
+
 
 @dataclass(frozen=True)
 class StageReport:
@@ -69,7 +78,7 @@ class StageReport:
         terms: Names of the loss terms, as logged.
         seconds: Wall time, validation included; students that are trained together share the time of what they share.
         history: One record an epoch.
-        best: None without validation.
+        best: None without validation, and where another stage of the same student follows.
         validation: Of the weights that the stage ends with; None without validation or where it stops at a layer.
         validation_before_recalibration: The same, with BatchNorm statistics as training left them.
     """
@@ -86,10 +95,38 @@ class StageReport:
     validation: Evaluation | None = None
     validation_before_recalibration: Evaluation | None = None
 
+    def saved(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("best", "validation", "validation_before_recalibration"):
+            part = parts[name]
+            parts[name] = None if part is None else part.saved() if name == "best" else part.as_dict()
+        return parts
+
+    @classmethod
+    def load(cls, saved: Mapping[str, Any]) -> StageReport:
+        """From a checkpoint."""
+        parts = dict(saved, terms=tuple(saved["terms"]), history=tuple(saved["history"]))
+        for name in ("best", "validation", "validation_before_recalibration"):
+            if parts[name] is not None:
+                parts[name] = Best.load(parts[name]) if name == "best" else Evaluation(**parts[name])
+        return cls(**parts)
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """What a `Record` has been given, epoch by epoch."""
-        for epoch, values in enumerate(self.history, start=1):
-            yield {"stage": self.title, "role": self.role, "epoch": epoch, **values}
+        return lines(self.title, self.role, self.history)
+
+
+def lines(title: str, role: Role, history: Iterable[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
+    """What a `Record` is given of a stage, epoch by epoch.
+
+    Args:
+        title: Of the stage.
+        role: Who learns.
+        history: The numbers of its epochs, from the first one on.
+    """
+    for epoch, values in enumerate(history, start=1):
+        yield {"stage": title, "role": role, "epoch": epoch, **values}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from distillab.models.features import ModelOutput, forward_features
 from distillab.runtime.device import Compute
 from distillab.training.averaging import MovingAverage
 from distillab.training.optimizer import clip_gradients, set_learning_rate
+from distillab.training.state import load_tensors
 
 
 class Learner(nn.Module):
@@ -70,6 +71,25 @@ class Tally:
         """All tensors that a step changes."""
         tensors = (self.found_inf, self._num_samples, self._correct, self._sums, self._bad_steps)
         return [tensor for tensor in tensors if tensor is not None]
+
+    def saved(self) -> dict[str, Any]:
+        """What must be known to go on adding, for a checkpoint."""
+        sums = {} if self._sums is None else {"sums": self._sums, "bad_steps": self._bad_steps}
+        counts = {"found_inf": self.found_inf, "num_samples": self._num_samples, "correct": self._correct}
+        return {"names": list(self.names), "scored": self._scored, "tensors": {**counts, **sums}}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another one was.
+
+        Raises:
+            CheckpointError: It counted something else.
+        """
+        self.names = tuple(saved["names"])
+        self._scored = saved["scored"]
+        if self.names:
+            self._sums = torch.zeros(len(self.names), device=self.found_inf.device)
+            self._bad_steps = torch.zeros(len(self.names) + 1, device=self.found_inf.device)
+        load_tensors(self.saved()["tensors"], saved["tensors"], what="sums of the losses")
 
     def reset(self) -> None:
         """Start anew; the latch stays."""

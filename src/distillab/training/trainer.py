@@ -5,45 +5,29 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from distillab.errors import NonFiniteLossError
 from distillab.guidance.cached import CachedTeacher
 from distillab.guidance.live import LiveTeacher
 from distillab.runtime.device import Compute
-from distillab.runtime.events import Observer, silent
+from distillab.runtime.events import Observer
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.training.compilation import Compilation
 from distillab.training.config import Regime
+from distillab.training.keeper import Phase
+from distillab.training.lanes import Lane, LaneRun
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
-from distillab.training.running import StageRun, dropout_seed
+from distillab.training.running import dropout_seed
 from distillab.training.stage import Feed, Record, Stage, StageReport
+from distillab.training.state import reading_state
 from distillab.training.step import Step, trainable
 
 _TRIAL_IMAGES = 16
-
-
-@dataclass
-class Lane:
-    """One student's way through its stages, beside others on the same batches.
-
-    Attributes:
-        stages: Ready to run, each with its regime; a stage is asked for when those before it are over.
-        observer: Is told of progress.
-        record: Takes each epoch's numbers.
-        reports: Of the stages that are over.
-        error: Why it ended before its time, or None.
-    """
-
-    stages: Iterator[tuple[Stage, Regime]]
-    observer: Observer = silent
-    record: Record | None = None
-    reports: list[StageReport] = field(default_factory=list)
-    error: NonFiniteLossError | None = None
 
 
 def fit(
@@ -74,14 +58,14 @@ def fit(
         NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
             before that step (BatchNorm's running statistics have seen its batch).
     """
-    lane = Lane(iter([(stage, regime)]), observer, record)
+    lane = Lane(stage.learner.student, iter([(stage, regime)]), observer, record)
     fit_together([lane], feed, seed=seed, compute=compute)
     if lane.error is not None:
         raise lane.error
     return lane.reports[0]
 
 
-def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compute) -> None:
+def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compute, phase: Phase | None = None) -> None:
     """Train some students on the same batches: each batch is made once, and each teacher asked once.
 
     Every student ends with the weights that it would have alone. One whose numbers go bad leaves (see `Lane.error`),
@@ -92,24 +76,30 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
         feed: Images.
         seed: Of dropout.
         compute: Device, precision, and how steps are executed.
+        phase: Saves the state now and then, and says where to go on; None: nothing is saved.
+
+    Raises:
+        CheckpointError: The state that was saved is of other stages or models.
+        StorageError: The state cannot be saved.
+        Interrupted: It has been, and somebody wanted that.
     """
     observer = lanes[0].observer
     program = Program(feed.training, compute, observer=observer)
-    epoch = 0
     with isolated_generators(compute.device), contextlib.ExitStack() as stack:
         compilation = None
         if compute.execution == "compiled":
             compilation = stack.enter_context(Compilation(observer))
-        current = [_Current(lane, feed, compute, compilation) for lane in lanes]
+        current = [LaneRun(lane, feed, compute, compilation) for lane in lanes]
         for one in current:
             stack.callback(one.close)
-        while going_on := [one for one in current if one.advance(epoch)]:
-            taking_part = [one for one in going_on if one.takes_part(epoch)]
+        at = _Position(current, feed.training.steps_per_epoch, phase)
+        while going_on := [one for one in current if one.advance(at.epoch)]:
+            taking_part = [one for one in going_on if one.takes_part(at.epoch)]
             if taking_part:
                 if compilation is not None:
                     compilation.keep(_models_and_layers(taking_part))
-                _run_epoch(taking_part, feed, program, epoch, seed)
-            epoch += 1
+                _run_epoch(taking_part, feed, program, at, seed)
+            at.end_epoch()
 
 
 def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> float:
@@ -149,82 +139,77 @@ def _live(stage: Stage) -> LiveTeacher | None:
     return guidance if isinstance(guidance, LiveTeacher) else None
 
 
-class _Current:
-    """Where a lane is: the stage that is under way."""
+class _Position:
+    """How far some students have come together, and whatever keeps that.
 
-    def __init__(self, lane: Lane, feed: Feed, compute: Compute, compilation: Compilation | None) -> None:
-        self.lane = lane
-        self.run: StageRun | None = None
-        self._feed = feed
-        self._compute = compute
-        self._compilation = compilation
-        self._is_over = False
+    Attributes:
+        epoch: The one under way.
+        step: Its steps that are done.
+        started: When it began, by `time.perf_counter`.
+    """
 
-    def advance(self, epoch: int) -> bool:
-        """Go on to the stage that `epoch` belongs to; returns whether there is still something to do."""
-        while not self._is_over and (self.run is None or self._ends_before(self.run, epoch)):
-            self._next_stage()
-        return not self._is_over
-
-    def takes_part(self, epoch: int) -> bool:
-        """Whether the student learns in this epoch: not where its stage begins later, or stopped early."""
-        run = self.run
-        return not self._is_over and run is not None and not run.is_over and run.stage.first_epoch <= epoch
-
-    def begin_epoch(self) -> StageRun:
-        """The stage under way, ready for the next pass over the images."""
-        assert self.run is not None
-        self.run.begin_epoch()
-        return self.run
-
-    def look(self, number: int) -> None:
-        """After a step; where numbers went bad the student leaves, its update being held back from there on."""
-        if self.run is not None and self.lane.error is None:
-            with self._leaving_on_bad_numbers():
-                self.run.look(number)
-
-    def end_epoch(self, seconds: float) -> None:
-        """After the last step."""
-        if self.run is not None and self.lane.error is None:
-            with self._leaving_on_bad_numbers():
-                self.run.end_epoch(seconds)
-
-    @contextlib.contextmanager
-    def _leaving_on_bad_numbers(self) -> Iterator[None]:
-        try:
-            yield
-        except NonFiniteLossError as error:
-            self.lane.error = error
-            self._is_over = True
-
-    def close(self) -> None:
-        """Put models back to what they were, however it ended."""
-        if self.run is not None:
-            self.run.release()
-
-    def _ends_before(self, run: StageRun, epoch: int) -> bool:
-        return epoch >= run.stage.first_epoch + run.stage.epochs
-
-    def _next_stage(self) -> None:
-        if self.run is not None:
-            run, self.run = self.run, None
-            if self._compilation is not None:
-                self._compilation.release(run.stage.learner.student)  # what follows has batches of other sizes
-            with self._leaving_on_bad_numbers():
-                self.lane.reports.append(run.finish())
-            if self._is_over:
-                return
-        following = next(self.lane.stages, None)
-        if following is None:
-            self._is_over = True
+    def __init__(self, current: Sequence[LaneRun], steps_per_epoch: int, phase: Phase | None) -> None:
+        self.epoch = 0
+        self.step = 0
+        self.started = time.perf_counter()
+        self._current = current
+        self._steps_per_epoch = steps_per_epoch
+        self._phase = phase
+        if phase is None:
             return
-        stage, regime = following
-        self.run = StageRun(
-            stage, self._feed, regime, compute=self._compute, observer=self.lane.observer, record=self.lane.record
-        )
+        if phase.start is not None:
+            with reading_state():
+                self._load(phase.start)
+        phase.begin(self._saved, steps=self._steps)
+
+    def begin_epoch(self) -> None:
+        """The clock of an epoch starts, or goes on."""
+        if self.step == 0:
+            self.started = time.perf_counter()
+
+    def end_step(self) -> None:
+        """After a step, and after everybody has had a look at it."""
+        self.step += 1
+        if self.step < self._steps_per_epoch:
+            self._offer()
+
+    def end_epoch(self) -> None:
+        """After an epoch, validation included."""
+        self.epoch += 1
+        self.step = 0
+        self._offer()
+
+    @property
+    def _steps(self) -> int:
+        return self.epoch * self._steps_per_epoch + self.step
+
+    def _offer(self) -> None:
+        """Let the state be saved, if it is time."""
+        if self._phase is not None:
+            self._phase.after_step(self._steps, look=self._look)
+
+    def _look(self) -> None:
+        if self.step:
+            for one in self._current:
+                if one.takes_part(self.epoch):
+                    one.look(self.step - 1, now=True)
+
+    def _saved(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": time.perf_counter() - self.started if self.step else 0.0,
+            "lanes": [one.saved() for one in self._current],
+        }
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.started = time.perf_counter() - saved["seconds"]
+        for one, state in zip(self._current, saved["lanes"], strict=True):
+            one.load(state, epoch=self.epoch, step=self.step)
 
 
-def _models_and_layers(current: Sequence[_Current]) -> dict[nn.Module, set[str]]:
+def _models_and_layers(current: Sequence[LaneRun]) -> dict[nn.Module, set[str]]:
     """Students and teachers of the stages under way, with the layers that are read of each."""
     read: dict[nn.Module, set[str]] = {}
     for one in current:
@@ -237,21 +222,23 @@ def _models_and_layers(current: Sequence[_Current]) -> dict[nn.Module, set[str]]
     return read
 
 
-def _run_epoch(current: list[_Current], feed: Feed, program: Program, epoch: int, seed: int) -> None:
-    """One pass over the training images, for all students that take part."""
-    started = time.perf_counter()
-    runs = [one.begin_epoch() for one in current]
-    program.begin_epoch([run.step for run in runs], [run.stage.guidance for run in runs], epoch)
+def _run_epoch(current: list[LaneRun], feed: Feed, program: Program, at: _Position, seed: int) -> None:
+    """One pass over the training images, or what is left of it, for all students that take part."""
+    at.begin_epoch()
+    first = at.step
+    runs = [one.begin_epoch(anew=not first) for one in current]
+    program.begin_epoch([run.step for run in runs], [run.stage.guidance for run in runs], at.epoch)
     role, steps_per_epoch = runs[0].stage.role, feed.training.steps_per_epoch
-    for number, raw in enumerate(feed.training.raw(epoch)):
+    for number, raw in enumerate(feed.training.raw(at.epoch, start_step=first), start=first):
         for run in runs:
             run.set_clock(number)
-        program(raw, dropout_seed(seed, role, epoch * steps_per_epoch + number))
+        program(raw, dropout_seed(seed, role, at.epoch * steps_per_epoch + number))
         for one in current:
             one.look(number)
         if all(one.lane.error for one in current):
             return
-    program.end_epoch(feed.training.left_out(epoch))
-    shared = time.perf_counter() - started - sum(program.own_seconds)
+        at.end_step()
+    program.end_epoch(feed.training.left_out(at.epoch, seen_from_step=first))
+    shared = time.perf_counter() - at.started - sum(program.own_seconds)
     for one, own in zip(current, program.own_seconds, strict=True):
         one.end_epoch(own + shared / len(current))
