@@ -41,7 +41,7 @@ LAYERS = [
     ["outcome"],
     ["run", "inference"],
     ["resume"],
-    ["preview", "demo", "api", "listing", "doctor", "bench"],
+    ["preview", "demo", "api", "listing", "doctor", "bench", "compare"],
     ["report"],
     ["terminal"],
     ["commands"],

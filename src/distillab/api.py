@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
+from distillab.checks import check_teacher, count_classes
 from distillab.config import RunConfig, check, merged, regime_of
 from distillab.data.batches import Batch, EvaluationBatches, LoaderBatches
 from distillab.data.dataset import Dataset
@@ -28,14 +28,12 @@ from distillab.errors import ConfigError, ShapeError
 from distillab.evaluation.evaluate import Evaluation
 from distillab.evaluation.evaluate import evaluate as evaluate_batches
 from distillab.execution import Job, Trained, carry_out, train_alone
-from distillab.feeding import build_feed, build_place
+from distillab.feeding import build_feed, build_place, check_fits
 from distillab.models.classifier import IDENTITY, Classifier, evaluation_mode, set_normalization
-from distillab.models.features import forward_features
 from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Observer, silent
 from distillab.settings import validated
 from distillab.stages import find_plan, plan_options
-from distillab.tensors import check_logits
 from distillab.training.config import Role
 from distillab.training.stage import Feed, StageReport
 
@@ -109,7 +107,7 @@ def train(
     config = _config(settings, seed, device)
     compute = choose_compute(config.device, config.training.precision)
     with computing(compute, config.threads):
-        feed = _feed(data, validation, test, {"model": model}, config, compute)
+        feed = _feed(data, validation, test, {"model": model}, config, compute, observer)
         place = build_place(config, feed, compute, observer, folder=None)
         return _result(train_alone(model, regime_of(config), place, role=role), feed, compute)
 
@@ -162,9 +160,11 @@ def distill(
         models["assistant"] = assistant
     compute = choose_compute(config.device, config.training.precision)
     with computing(compute, config.threads), evaluation_mode(teacher):
-        feed = _feed(data, validation, test, models, config, compute)
+        feed = _feed(data, validation, test, models, config, compute, observer)
         regime = regime_of(config)
         place = build_place(config, feed, compute, observer, folder=None)
+        assert feed.statistics is not None
+        check_teacher(place.take(teacher), feed.statistics, compute=compute, observer=observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
         trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)
@@ -230,6 +230,7 @@ def _feed(
     models: Mapping[Any, nn.Module],
     config: RunConfig,
     compute: Compute,
+    observer: Observer,
 ) -> Feed:
     """The images of a training, for models by the names that messages give them."""
     _refuse_without_effect(config, is_loader=not isinstance(data, Dataset))
@@ -240,7 +241,11 @@ def _feed(
         for name, model in models.items():
             if name != "teacher" and isinstance(model, Classifier) and model.normalize.statistics == IDENTITY:
                 set_normalization(model, data.mean, data.std)
-        feed = build_feed(config, data, config.image_size or _image_size(models, data), compute)
+        size = config.image_size or _image_size(models, data)
+        feed = build_feed(config, data, size, compute, observer=observer)
+        for name, model in models.items():
+            if isinstance(model, Classifier):
+                check_fits(model, data, size, where=name, observer=observer)
     else:
         feed = _loaders_feed(data, validation, test, models, config.seed, compute)
     if config.training.early_stop_patience is not None and feed.validation is None:
@@ -309,7 +314,7 @@ def _loaders_feed(
 
 def _num_classes(models: Mapping[Any, nn.Module], batch: Batch) -> int:
     """C, as the models know it: labels of one batch may leave out the last classes."""
-    found = {name: _num_logits(model, batch.images[:1]) for name, model in models.items()}
+    found = {name: count_classes(model, batch.images[:1]) for name, model in models.items()}
     if len(set(found.values())) > 1:
         raise ShapeError(
             f"the models know different numbers of classes: {found}",
@@ -317,16 +322,6 @@ def _num_classes(models: Mapping[Any, nn.Module], batch: Batch) -> int:
             hint="take models of the classes that the data has",
         )
     return next(iter(found.values()))
-
-
-def _num_logits(model: nn.Module, images: torch.Tensor) -> int:
-    if isinstance(model, Classifier):
-        return model.num_classes
-    with evaluation_mode(model), torch.no_grad():
-        logits = forward_features(model, images.to(next(model.parameters(), images))).logits
-    assert logits is not None, "a forward pass that does not stop ends in logits"
-    check_logits(logits=logits)
-    return logits.shape[1]
 
 
 def _result(trained: Trained, feed: Feed, compute: Compute, teacher: nn.Module | None = None) -> Result:

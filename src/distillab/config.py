@@ -96,8 +96,16 @@ class DistillConfig(RunConfig):
     stages: tuple[Stage, ...] = Field((), description="Stages of a plan of one's own, with method 'custom'.")
 
 
+AnyConfig = TrainConfig | DistillConfig
+
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 Values = Mapping[str, Any]
+
+_SHARED = (
+    *("data", "data_dir", "offline", "image_size", "seed", "device", "threads", "views"),
+    *("split", "augment", "cache_gib", "resident_gib"),
+)
+_SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "execution")
 
 _OF_ONE_MODEL = ("role", "model")  # what a `TrainConfig` has and a `DistillConfig` has not
 
@@ -287,6 +295,12 @@ def regime_of(config: RunConfig) -> Regime:
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Plain values of a config, such as TOML and JSON take; what is not set is left out."""
     return config.model_dump(mode="json", exclude_none=True)
+
+
+def shared_settings(config: RunConfig) -> dict[str, Any]:
+    """What runs have in common that are trained together on the same batches, by dotted name."""
+    values = {name: getattr(config, name) for name in _SHARED}
+    return values | {f"training.{name}": getattr(config.training, name) for name in _SHARED_TRAINING}
 
 
 def to_toml(config: RunConfig) -> str:

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillab.config import resolve_distill, resolve_train
+from distillab.config import AnyConfig, resolve_distill, resolve_train
 from distillab.errors import NonFiniteLossError
 from distillab.outcome import RunResult
 from distillab.recipe import load_recipe
-from distillab.run import AnyConfig, run_one, run_together
+from distillab.run import run_one, run_together
 from distillab.runtime.events import Observer, silent
 from distillab.runtime.run_dir import RUNS, claim_dir, new_run_name
 from distillab.stages import PLANS
@@ -49,7 +49,7 @@ def run_demo(
         *(resolve_distill(recipe, flags(name, method=name, teacher=str(folder / "teacher"))) for name in PLANS),
     ]
     rows = [_row("teacher", teacher)]
-    outcomes = run_together(configs, observer=observer)
+    outcomes = run_together(configs, observer=observer, group=folder)
     for name, outcome in zip(("alone", *PLANS), outcomes, strict=True):
         if isinstance(outcome, NonFiniteLossError):
             raise outcome

@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
-from distillab.errors import ConfigError, NonFiniteLossError, ShapeError
+from distillab.checks import check_classes
+from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation
 from distillab.preparation import Workplace, baseline_stage, planned_stages
 from distillab.settings import Section
@@ -104,7 +106,7 @@ def carry_out(job: Job) -> dict[Role, Trained]:
 
     Raises:
         ConfigError: A role or layer is missing.
-        ShapeError: The teacher's classes are others than the data's.
+        ShapeError: A model's classes are others than the data's.
         NonFiniteLossError: A loss term or the gradient became NaN or infinite.
     """
     outcome = carry_out_together([job])[0]
@@ -121,7 +123,7 @@ def carry_out_together(jobs: Sequence[Job]) -> list[dict[Role, Trained] | NonFin
 
     Raises:
         ConfigError: A role or layer is missing.
-        ShapeError: The teacher's classes are others than the data's.
+        ShapeError: A model's classes are others than the data's.
     """
     parameters = [p for job in jobs for model in job.models.values() for p in model.parameters()]
     learns = [(parameter, parameter.requires_grad) for parameter in parameters]
@@ -157,16 +159,10 @@ def _train_together(lanes: Sequence[Lane], place: Workplace, role: Role) -> None
 
 
 def _check_models(job: Job) -> None:
-    """See that all roles of a plan are there, and know the same classes."""
-    if job.plan is None:
-        return
-    for role in ("teacher", *job.plan.learners):
-        if role not in job.models:
-            raise ConfigError(f"plan '{job.plan.name}' needs a model for the {role}", where=role)
-    known = getattr(job.models["teacher"], "num_classes", None)
-    if known is not None and known != job.place.feed.num_classes:
-        raise ShapeError(
-            f"the teacher knows {known} classes, the data has {job.place.feed.num_classes}",
-            where="teacher",
-            hint="take a teacher of the same classes, or train one: give a model name such as cnn8",
-        )
+    """See that all roles of a plan are there, and that all models know the data's classes."""
+    if job.plan is not None:
+        for role in ("teacher", *job.plan.learners):
+            if role not in job.models:
+                raise ConfigError(f"plan '{job.plan.name}' needs a model for the {role}", where=role)
+    feed = job.place.feed
+    check_classes(job.models, feed.num_classes, torch.zeros(1, 3, feed.image_size, feed.image_size))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distillab.checks import check_labels, check_normalization
 from distillab.config import RunConfig
 from distillab.data.batches import EvaluationBatches, TrainingBatches, on_device
 from distillab.data.dataset import Dataset, ImageSet
@@ -21,7 +22,7 @@ from distillab.models.catalog import MODELS
 from distillab.models.classifier import Classifier
 from distillab.preparation import Workplace
 from distillab.runtime.device import Compute, choose_execution
-from distillab.runtime.events import Note, Observer
+from distillab.runtime.events import Note, Observer, silent
 from distillab.training.stage import Feed
 
 _STATISTICS_BATCH = 512  # the statistics depend on it, so it is one for all devices
@@ -31,14 +32,14 @@ _STATISTICS_IMAGES = 4096
 def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: str, observer: Observer) -> None:
     """See that a model that was loaded takes a data set's images and knows its classes.
 
-    Other names for as many classes are let through, and the observer is told.
+    Other names for as many classes are let through, and other normalisation; the observer is told.
 
     Args:
         model: From a weight file.
         dataset: What it will look at.
         image_size: Side of the images that it will get, in pixels.
         where: The file, for the message.
-        observer: Is told of other names.
+        observer: Is told of other names, and of other normalisation than by the data's statistics.
 
     Raises:
         ShapeError: It takes images of another size, knows another number of classes, or knows them in another order.
@@ -55,6 +56,7 @@ def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: s
             where=where,
             hint="give the data that it was trained on: --data",
         )
+    check_normalization(model, dataset, where=where, observer=observer)
     if model.classes is None or model.classes == dataset.classes:
         return
     first = ", ".join(model.classes[:4])
@@ -67,13 +69,16 @@ def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: s
     observer(Note(f"{where}: the model's classes ({first}, ...) have other names than the data's"))
 
 
-def build_feed(config: RunConfig, dataset: Dataset, image_size: int, compute: Compute) -> Feed:
+def build_feed(
+    config: RunConfig, dataset: Dataset, image_size: int, compute: Compute, *, observer: Observer = silent
+) -> Feed:
     """Cut, order and place the images of a run.
 
     Raises:
-        DataError: Nothing is left to train on.
+        DataError: Nothing is left to train on, or images of one class only.
     """
     train, validation = _split(config, dataset)
+    check_labels(dataset, train, validation, observer=observer)
     num_bytes = dataset.train.images.nbytes + dataset.test.images.nbytes
     is_resident = fits_on_device(num_bytes, compute.device, config.resident_gib)
 

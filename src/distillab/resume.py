@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from distillab.config import resolve_distill, resolve_train, to_toml
+from distillab.config import AnyConfig, resolve_distill, resolve_train, to_toml
 from distillab.errors import CheckpointError, ConfigError, NonFiniteLossError
 from distillab.outcome import RunResult
 from distillab.recipe import load_recipe
-from distillab.run import AnyConfig, Resumed, run_one, run_together
+from distillab.run import Resumed, run_one, run_together
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.run_dir import RUNS, RunDir, checkpoints_of, read_group
 from distillab.training.checkpoint import Checkpoint, CheckpointDir

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from distillab.config import DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
+from distillab.checks import check_teacher
+from distillab.config import AnyConfig, DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
 from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.execution import Job, Trained, carry_out_together, train_alone
 from distillab.feeding import check_fits
@@ -28,8 +29,6 @@ from distillab.stages import find_plan
 from distillab.training.checkpoint import Checkpoint, CheckpointDir
 from distillab.training.config import Regime, Role
 from distillab.training.keeper import Keeper
-
-AnyConfig = TrainConfig | DistillConfig
 
 
 def run_one(
@@ -311,7 +310,10 @@ def _load_teacher(scene: Scene, config: DistillConfig) -> Classifier:
         observer=scene.place.observer,
     )
     where = f"teacher: {config.teacher}"
-    check_fits(teacher, scene.dataset, scene.feed.image_size, where=where, observer=scene.place.observer)
+    place = scene.place
+    check_fits(teacher, scene.dataset, scene.feed.image_size, where=where, observer=place.observer)
+    assert scene.feed.statistics is not None
+    check_teacher(place.take(teacher), scene.feed.statistics, compute=place.compute, observer=place.observer)
     return teacher
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillab.config import DistillConfig, TrainConfig, to_toml
+from distillab.config import DistillConfig, TrainConfig, shared_settings, to_toml
 from distillab.data.catalog import open_dataset
 from distillab.data.config import AugmentConfig
 from distillab.data.dataset import Dataset
-from distillab.errors import ConfigError
+from distillab.errors import ConfigError, DistillabError, StorageError
 from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
 from distillab.feeding import build_feed, build_place, common_image_size
 from distillab.guidance.cache import LogitsCache, teacher_sha256
@@ -137,6 +137,12 @@ class Scene:
         images = "on the device" if self.feed.is_resident else "streamed"
         return f"computing on {compute.device}: {precision}, {compute.execution} steps, images {images}"
 
+    def log_end(self, error: DistillabError) -> None:
+        """Write down why the run has stopped, if its folder still takes that."""
+        if self.run_dir is not None:
+            with suppress(StorageError):
+                self.run_dir.log(Note(error.message))
+
     def close(self) -> None:
         """Give the run folder free."""
         if self.run_dir:
@@ -168,13 +174,6 @@ class Scene:
         return evaluate(model, self.feed.test, teacher_logits=self.test_logits, autocast_dtype=dtype)
 
 
-_SHARED = (
-    *("data", "data_dir", "offline", "image_size", "seed", "device", "threads", "views"),
-    *("split", "augment", "cache_gib", "resident_gib"),
-)
-_SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "execution")
-
-
 @contextmanager
 def open_scenes(
     configs: Sequence[TrainConfig | DistillConfig],
@@ -197,10 +196,9 @@ def open_scenes(
     """
     first = configs[0]
     for other in configs[1:]:
-        for name in _SHARED:
-            _check_shared(name, getattr(first, name), getattr(other, name))
-        for name in _SHARED_TRAINING:
-            _check_shared(f"training.{name}", getattr(first.training, name), getattr(other.training, name))
+        theirs = shared_settings(other)
+        for name, value in shared_settings(first).items():
+            _check_shared(name, value, theirs[name])
         if other.output is not None:
             check_free(other.output)
     sizes = [config.image_size or common_image_size(_learners(config)) for config in configs]
@@ -210,7 +208,12 @@ def open_scenes(
         others = [replace(scene, config=config) for config in configs[1:]]
         for other_scene in others:
             stack.callback(other_scene.close)
-        yield [scene, *others]
+        try:
+            yield [scene, *others]
+        except DistillabError as error:
+            for one in (scene, *others):
+                one.log_end(error)
+            raise
 
 
 def _check_shared(name: str, one: object, other: object) -> None:
@@ -248,7 +251,7 @@ def open_scene(
             allow_code=True,  # as for models: see Scene.build
             observer=observer,
         )
-        feed = build_feed(config, dataset, image_size, compute)
+        feed = build_feed(config, dataset, image_size, compute, observer=observer)
         folder = config.data_dir / "logits" if config.cache_gib else None
         place = build_place(config, feed, compute, observer, folder=folder, cache=cache)
         scene = Scene(config, dataset, feed, place, allow_code)

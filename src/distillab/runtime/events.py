@@ -51,7 +51,7 @@ class EpochEnded:
     Attributes:
         epoch: 1-based.
         epochs: Of this stage.
-        values: "loss", one "loss/<term>" a term, "train_top1", "validation_top1", "validation_loss",
+        values: "loss", one "loss/<term>" and "share/<term>" a term, "train_top1", "validation_top1", "validation_loss",
             "learning_rate", "seconds"; fractions are 0..1; what a stage does not have is absent.
     """
 
@@ -114,10 +114,11 @@ def in_words(event: Event) -> str | None:
 
 
 def describe_values(values: Mapping[str, float]) -> str:
-    """The numbers of an epoch in words: loss, accuracies, seconds; what is absent is left out."""
+    """The numbers of an epoch in words: loss and its terms' shares, accuracies, seconds; what is absent is left out."""
     words = []
     if "loss" in values:
-        words.append(f"loss {values['loss']:.4f}")
+        shares = [f"{n.removeprefix('share/')} {v:.0%}" for n, v in values.items() if n.startswith("share/")]
+        words.append(f"loss {values['loss']:.4f}" + (f" ({', '.join(shares)})" if shares else ""))
     if "train_top1" in values:
         words.append(f"train {values['train_top1']:.1%}")
     if "validation_top1" in values:

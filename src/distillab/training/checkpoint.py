@@ -98,7 +98,7 @@ class CheckpointDir:
             temporary.rename(place)
             sync_folder(self.path)
             _verified_manifest(place)
-            self._prune()
+            self._prune(place)
         except OSError as error:
             raise storage_error(error, place) from error
         finally:
@@ -130,9 +130,12 @@ class CheckpointDir:
         for leftover in self.path.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _prune(self) -> None:
+    def _prune(self, latest: Path) -> None:
         self.tidy()
-        for place in self.places()[self._keep :]:
+        places = self.places()
+        number = places.index(latest)
+        # Those beyond it by number are damaged, or of a trajectory that was left: the run went on from an earlier one.
+        for place in [*places[:number], *places[number + self._keep :]]:
             # Away under its name in one step: half of one must never be taken for a checkpoint.
             doomed = self.path / f".tmp-{place.name}"
             place.rename(doomed)
@@ -158,7 +161,7 @@ def read_checkpoint(place: Path) -> Checkpoint:
             raise _damaged(place / name, error) from error
     try:
         state = _unpacked(values, tensors)
-    except (KeyError, RecursionError) as error:
+    except (KeyError, RecursionError, TypeError) as error:
         raise _damaged(place, f"{type(error).__name__} {error}") from error
     return Checkpoint(place, manifest["step"], state, manifest["made_by"])
 
@@ -254,7 +257,8 @@ def _manifest(place: Path) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _own_sha256(manifest):
         raise _damaged(path, "its SHA-256 is not the recorded one")
-    if place.name != f"checkpoint-{manifest.get('step')}" or not isinstance(manifest.get("made_by"), dict):
+    step = manifest.get("step")
+    if not isinstance(step, int) or place.name != f"checkpoint-{step}" or not isinstance(manifest.get("made_by"), dict):
         raise _damaged(path, "it belongs to another checkpoint")
     return manifest
 
@@ -277,7 +281,10 @@ def _read_exactly(path: Path, num_bytes: int) -> bytes:
         size = os.fstat(handle).st_size
         if size != num_bytes:
             raise _damaged(path, f"it has {size:,} bytes, not {num_bytes:,}")
-        return stream.read(num_bytes)
+        try:
+            return stream.read(num_bytes)
+        except MemoryError:
+            raise _damaged(path, f"its {size:,} bytes do not fit into memory") from None
 
 
 def _own_sha256(manifest: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from distillab.errors import CheckpointError, Interrupted
 from distillab.runtime.events import Note, Observer
 from distillab.runtime.interruption import Interruption
 from distillab.training.checkpoint import Checkpoint, CheckpointDir, State
+from distillab.training.state import reading_state
 
 Capture = Callable[[], State]
 """Says what must be known to go on from this moment."""
@@ -50,11 +51,12 @@ class Keeper:
         self._go_on = go_on
         self._interruption = Interruption()
         self._phases: list[Phase] = []
-        self._saved: list[State] = list(resumed.state["phases"]) if resumed else []
         self._newest: Path | None = resumed.path if resumed else None
         self._last_step = resumed.step if resumed else 0
         self._last_save = time.monotonic()
-        self._started = self._last_save - (resumed.state["seconds"] if resumed else 0.0)
+        with reading_state():
+            self._saved: list[State] = list(resumed.state["phases"]) if resumed else []
+            self._started = self._last_save - (resumed.state["seconds"] if resumed else 0.0)
 
     @property
     def seconds(self) -> float:
@@ -79,9 +81,11 @@ class Keeper:
         """
         number = len(self._phases)
         start = self._saved[number] if number < len(self._saved) else None
-        if start is not None and start["name"] != name:
+        with reading_state():
+            saved_name = name if start is None else start["name"]
+        if saved_name != name:
             raise CheckpointError(
-                f"the checkpoint is of another run: it trains the {start['name']} where this one trains the {name}",
+                f"the checkpoint is of another run: it trains the {saved_name} where this one trains the {name}",
                 where=str(self._newest),
                 hint="use the settings that the run was started with",
             )
@@ -92,6 +96,8 @@ class Keeper:
         self._phases.append(phase)
         with self._interruption.heard():
             yield phase
+        if self._interruption.asked is not None:  # after the last step, while the models were finished
+            self.save(before + phase.steps)
 
     def is_due(self) -> bool:
         """Whether the state is to be saved after this step."""
@@ -137,6 +143,11 @@ class Phase:
         self._name = name
         self._steps_before = steps_before
         self._capture: Capture = dict
+
+    @property
+    def last_saved(self) -> Path | None:
+        """The newest checkpoint of the run."""
+        return self._keeper.newest
 
     def begin(self, capture: Capture, *, steps: int) -> None:
         """Say where the phase begins, and how its state is found out: now, and as long as the run goes on."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -52,14 +53,23 @@ class LaneRun:
         feed: Images.
         compute: Device and precision.
         compilation: Of the models, or None.
+        last_saved: Says which checkpoint is the newest, if there is one.
     """
 
-    def __init__(self, lane: Lane, feed: Feed, compute: Compute, compilation: Compilation | None) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        feed: Feed,
+        compute: Compute,
+        compilation: Compilation | None,
+        last_saved: Callable[[], Path | None],
+    ) -> None:
         self.lane = lane
         self.run: StageRun | None = None
         self._feed = feed
         self._compute = compute
         self._compilation = compilation
+        self._last_saved = last_saved
         self._is_over = False
 
     def advance(self, epoch: int) -> bool:
@@ -96,6 +106,9 @@ class LaneRun:
         try:
             yield
         except NonFiniteLossError as error:
+            saved = self._last_saved()
+            if saved is not None:
+                error.where = f"{error.where}; the last checkpoint before it: {saved}"
             self.lane.error = error
             self._is_over = True
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distillab.data.batches import TrainingBatches
 from distillab.errors import CheckpointError, NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from distillab.runtime.device import Compute
@@ -17,6 +18,7 @@ from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStar
 from distillab.runtime.reproducibility import derived_seed
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
 from distillab.training.config import Regime, Role
+from distillab.training.guards import LearnerGuard, TeacherGuard, describe_batch, term_shares
 from distillab.training.optimizer import make_optimizer
 from distillab.training.schedule import multiplier
 from distillab.training.stage import Best, Feed, Record, Stage, StageReport, lines
@@ -65,6 +67,9 @@ class StageRun:
         self._steps_per_epoch = feed.training.steps_per_epoch
         observer(StageStarted(stage.title, stage.role, stage.method.name, stage.epochs, self._steps_per_epoch))
         self._frozen = _freeze_unreached(stage.learner, feed, compute)
+        self._guards: list[TeacherGuard | LearnerGuard] = [LearnerGuard(stage.learner, title=stage.title)]
+        if stage.teacher is not None:
+            self._guards.append(TeacherGuard(stage.teacher.model, title=stage.title))
         self._average = _moving_average(stage, regime)
         self.step = Step(
             stage.learner,
@@ -151,7 +156,8 @@ class StageRun:
         started = time.perf_counter()
         self._stop_on_bad_numbers()
         self.epochs_done += 1
-        values = {**self.step.tally.read(), "learning_rate": self._rate, "seconds": seconds}
+        losses = self.step.tally.read()
+        values = {**losses, **term_shares(losses), "learning_rate": self._rate, "seconds": seconds}
         values |= self._watch.look(self.epochs_done)
         self._history.append(values)
         if self._record is not None:
@@ -161,8 +167,14 @@ class StageRun:
         self.seconds += seconds + time.perf_counter() - started
 
     def finish(self) -> StageReport:
-        """Give the student the weights that the stage ends with, and say what was done."""
+        """Give the student the weights that the stage ends with, and say what was done.
+
+        Raises:
+            GuardError: The teacher has changed, or the student has not.
+        """
         started = time.perf_counter()
+        for guard in self._guards:
+            guard.check()
         self.release()
         student = self.stage.learner.student
         if self._average is not None:
@@ -245,10 +257,14 @@ class StageRun:
         bad = self.step.tally.first_bad()
         if bad is not None:
             what, number = bad
-            epoch = number // self._steps_per_epoch + 1
+            epoch, step = divmod(number, self._steps_per_epoch)
+            where = f"{self.stage.title}, epoch {epoch + 1}, step {number + 1}"
+            source = self._feed.training
+            if isinstance(source, TrainingBatches):  # a loader cannot be asked for one batch
+                where += f", {describe_batch(source.replay(self.stage.first_epoch + epoch, step))}"
             raise NonFiniteLossError(
                 f"{what} became NaN or infinite",
-                where=f"{self.stage.title}, epoch {epoch}, step {number + 1}",
+                where=where,
                 hint="lower optimizer.learning_rate, or set training.gradient_clip, say 1.0",
             )
 

@@ -12,6 +12,8 @@ from distillab.data.batch import Batch, TrainingSource
 from distillab.evaluation.evaluate import Evaluation
 from distillab.guidance.base import Guidance
 from distillab.guidance.cache import CacheKey
+from distillab.guidance.cached import CachedTeacher
+from distillab.guidance.live import LiveTeacher
 from distillab.methods.base import Method
 from distillab.training.config import Role
 from distillab.training.step import Learner
@@ -152,3 +154,9 @@ class Stage:
     role: Role
     first_epoch: int = 0
     final: bool = True
+
+    @property
+    def teacher(self) -> LiveTeacher | None:
+        """The teacher behind whatever guides, or None."""
+        guidance = self.guidance.live if isinstance(self.guidance, CachedTeacher) else self.guidance
+        return guidance if isinstance(guidance, LiveTeacher) else None

@@ -11,8 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from distillab.guidance.cached import CachedTeacher
-from distillab.guidance.live import LiveTeacher
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer
 from distillab.runtime.reproducibility import isolated_generators
@@ -89,7 +87,9 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
         compilation = None
         if compute.execution == "compiled":
             compilation = stack.enter_context(Compilation(observer))
-        current = [LaneRun(lane, feed, compute, compilation) for lane in lanes]
+        current = [
+            LaneRun(lane, feed, compute, compilation, lambda: phase.last_saved if phase else None) for lane in lanes
+        ]
         for one in current:
             stack.callback(one.close)
         at = _Position(current, feed.training.steps_per_epoch, phase)
@@ -123,7 +123,7 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
     batch = next(iter(feed.training.epoch(0)))
     count = len(batch.labels) if compute.device.type == "cuda" else _TRIAL_IMAGES
     few = replace(batch, images=batch.images[:count], labels=batch.labels[:count], indices=None)
-    teacher = _live(stage)  # a part of a batch is not to be remembered
+    teacher = stage.teacher  # a part of a batch is not to be remembered
     started = 0.0
     with isolated_generators(compute.device):
         for _ in range(2):  # the first one warms up
@@ -131,12 +131,6 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
             step(few, teacher(few) if teacher else None)
             step.tally.read()  # waits for the device
     return (time.perf_counter() - started) * len(batch.labels) / len(few.labels)
-
-
-def _live(stage: Stage) -> LiveTeacher | None:
-    """The teacher behind whatever guides a stage."""
-    guidance = stage.guidance.live if isinstance(stage.guidance, CachedTeacher) else stage.guidance
-    return guidance if isinstance(guidance, LiveTeacher) else None
 
 
 class _Position:
@@ -216,7 +210,7 @@ def _models_and_layers(current: Sequence[LaneRun]) -> dict[nn.Module, set[str]]:
         assert one.run is not None
         stage = one.run.stage
         read.setdefault(stage.learner.student, set()).update([stage.learner.layer] if stage.learner.layer else [])
-        teacher = _live(stage)
+        teacher = stage.teacher
         if teacher is not None:
             read.setdefault(teacher.model, set()).update(teacher.layers)
     return read

@@ -1,0 +1,264 @@
+"""A comparison as data: which rows, seeds and teachers, and the settings of each run. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from distillab.config import (
+    AnyConfig,
+    DistillConfig,
+    TrainConfig,
+    is_weight_source,
+    merged,
+    resolve_distill,
+    resolve_train,
+    shared_settings,
+    to_toml,
+)
+from distillab.errors import ConfigError, nearest
+from distillab.settings import Section
+from distillab.stages import PLANS, find_plan, plan_options
+
+ALONE = "alone"
+"""The row that every comparison has: the student on labels only, with the same schedule and budget."""
+
+_LARGEST_GROUP = 16  # students that are trained together: each has weights, moments and activations of its own
+
+
+class ComparisonConfig(Section):
+    """What is compared; how each row is trained is in the settings of a run."""
+
+    methods: tuple[str, ...] = Field(tuple(PLANS), min_length=1, description="Plans of `distillab list methods`.")
+    seeds: int = Field(3, ge=1, le=1000, description="Seeds a row, counted from `seed`; five or more are better.")
+    teacher_seeds: int = Field(
+        1, ge=1, le=100, description="Repeat all of it over so many teachers, each trained from a seed of its own."
+    )
+    axis: tuple[str, ...] = Field(
+        (), description="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"a method is named twice in {', '.join(methods)}: name each once")
+        return methods
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison.
+
+    Attributes:
+        row: Name of the row that it belongs to, such as "st" or "st, distill.temperature 2".
+        method: The plan's name, or "alone".
+        seed: Its seed.
+        teacher: Number of the teacher, from 0.
+        config: Its settings; `output` is its folder.
+    """
+
+    row: str
+    method: str
+    seed: int
+    teacher: int
+    config: AnyConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where its files go."""
+        assert self.config.output is not None
+        return self.config.output
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are carried out together on the same batches.
+
+    Attributes:
+        folder: Holds their folders.
+        runs: At most sixteen.
+    """
+
+    folder: Path
+    runs: tuple[PlannedRun, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """All runs of a comparison.
+
+    Attributes:
+        folder: Holds everything.
+        teachers: Settings of the teachers' own runs; empty where the teacher is given.
+        groups: In the order in which they are carried out.
+    """
+
+    folder: Path
+    teachers: tuple[TrainConfig, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """Of all groups."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows, alone first."""
+        return tuple(dict.fromkeys(run.row for run in self.runs))
+
+
+def plan_comparison(
+    comparison: ComparisonConfig, recipe: Mapping[str, Any], flags: Mapping[str, Any], folder: Path
+) -> ComparisonPlan:
+    """Settle all runs of a comparison. Imports the methods, hence torch.
+
+    Teacher and split are one for all rows and seeds (one a teacher's seed, where there are several); a seed sets
+    initial weights, order and views of a student, and its assistant's.
+
+    Args:
+        comparison: What is compared.
+        recipe: Values of a run's settings.
+        flags: Laid over the recipe.
+        folder: Will hold everything.
+
+    Raises:
+        ConfigError: A method or setting is unknown, out of bounds, or without effect.
+        CheckpointError: The teacher looks like a weight file, but is not there.
+    """
+    for name in comparison.methods:
+        find_plan(name)
+    for name, instead in (("method", "--methods"), ("output", "--output")):
+        if name in flags:
+            raise ConfigError(f"{name} is no setting of a comparison", where=name, hint=f"use {instead}")
+    base = merged(recipe, flags)
+    teacher = base.get("teacher", DistillConfig.model_fields["teacher"].default)
+    is_given = is_weight_source(teacher)
+    if is_given and comparison.teacher_seeds > 1:
+        raise ConfigError(
+            "one teacher is given, and several are asked for",
+            where="teacher_seeds",
+            hint="give a teacher's model name: then each is trained from a seed of its own",
+        )
+    first = int(base.get("seed", 0))
+    teachers: list[TrainConfig] = []
+    groups: list[Group] = []
+    for number in range(comparison.teacher_seeds):
+        home = folder if comparison.teacher_seeds == 1 else folder / f"teacher-{first + number}"
+        if not is_given:
+            own = {"role": "teacher", "seed": first + number, "output": home / "teacher"}
+            teachers.append(resolve_train(recipe, merged(flags, own)))
+        weights = teacher if is_given else str(home / "teacher")
+        for seed in range(first, first + comparison.seeds):
+            runs = [
+                PlannedRun(row, method, seed, number, _taught_by(config, weights))
+                for row, method, config in _rows(comparison, recipe, merged(flags, {"seed": seed}))
+            ]
+            groups += _grouped(runs, home / f"seed-{seed}")
+    return ComparisonPlan(folder, tuple(teachers), tuple(groups))
+
+
+def _rows(
+    comparison: ComparisonConfig, recipe: Mapping[str, Any], flags: Mapping[str, Any]
+) -> Iterator[tuple[str, str, AnyConfig]]:
+    """Name, method and settings of each row for one seed; where an axis changes nothing a row stands once."""
+    axes = [_axis(text) for text in comparison.axis]
+    known: set[str] = set()
+    for method in (ALONE, *comparison.methods):
+        for chosen in itertools.product(*(values for _, values in axes)):
+            words = [method]
+            over = dict(flags)
+            for (path, _), value in zip(axes, chosen, strict=True):
+                if _concerns(path, method):
+                    over = merged(over, _nested(path, value))
+                    words.append(f"{path[-1].replace('_', ' ')} {value}")
+            config: AnyConfig
+            if method == ALONE:
+                config = resolve_train(recipe, merged(over, {"role": "student"}))
+            else:
+                config = resolve_distill(recipe, merged(over, {"method": method}))
+            if (content := to_toml(config)) not in known:
+                known.add(content)
+                yield ", ".join(words), method, config
+
+
+def _taught_by(config: AnyConfig, teacher: str) -> AnyConfig:
+    # Put in afterwards: a teacher that is trained first has no weights yet when the comparison is planned.
+    return config if isinstance(config, TrainConfig) else config.model_copy(update={"teacher": teacher})
+
+
+def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
+    """Runs by what they can share, each with a folder of its own in that of its group."""
+    batches: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        batches.setdefault(repr(shared_settings(run.config)), []).append(run)
+    parts = [part for alike in batches.values() for part in _pieces(alike, _LARGEST_GROUP)]
+    groups = []
+    for number, part in enumerate(parts):
+        home = folder if len(parts) == 1 else folder.with_name(f"{folder.name}-{number + 1}")
+        placed = tuple(
+            replace(run, config=run.config.model_copy(update={"output": home / _folder_name(run.row)})) for run in part
+        )
+        groups.append(Group(home, placed))
+    return groups
+
+
+def _pieces(runs: Sequence[PlannedRun], size: int) -> Iterator[Sequence[PlannedRun]]:
+    return (runs[start : start + size] for start in range(0, len(runs), size))
+
+
+def _axis(text: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """The setting and the values of one axis.
+
+    Raises:
+        ConfigError: It is not `section.setting=value,value`.
+    """
+    name, _, values = text.partition("=")
+    path = tuple(name.replace("-", "_").split("."))
+    section: Any = DistillConfig
+    for part in path[:-1] if path[0] != "distill" else ():
+        field = section.model_fields.get(part)
+        section = field.annotation if field is not None else None
+    if not values or not name:
+        raise ConfigError(
+            f"'{text}' is no axis",
+            where="axis",
+            hint="write a setting and its values: optimizer.learning_rate=0.02,0.05",
+        )
+    if path[0] != "distill" and (section is None or path[-1] not in getattr(section, "model_fields", {})):
+        known = [*DistillConfig.model_fields]
+        raise ConfigError(f"unknown setting '{name}'", where="axis", hint=nearest(path[0], known))
+    return path, tuple(_value(word.strip()) for word in values.split(","))
+
+
+def _value(word: str) -> Any:
+    """A word as TOML reads it, or as it stands."""
+    try:
+        return tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        return word
+
+
+def _concerns(path: Sequence[str], method: str) -> bool:
+    """Whether a row has a setting: those under `distill` belong to some methods only."""
+    if path[0] != "distill":
+        return method != ALONE or path[0] not in ("assistant", "assistant_training", "teacher_training")
+    return method != ALONE and path[-1] in plan_options(find_plan(method)).model_fields
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def _folder_name(row: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in row.replace(", ", "-").replace(" ", "-"))[:100]
