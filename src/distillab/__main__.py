@@ -66,6 +66,12 @@ def _exit_code(program: Program, words: Sequence[str], screen: Screen) -> int:
         # Python flushes stdout once more on its way out; what it would complain about is no news.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except OSError as error:  # what nobody has put into words yet
+        from distillab.runtime.files import storage_error
+
+        refusal = storage_error(error, Path(error.filename or "."))
+        screen.complain(refusal)
+        return refusal.exit_code
     except Exception as error:
         from distillab.terminal import one_line
 

@@ -55,7 +55,7 @@ class RunConfig(Section):
     resident_gib: float | None = Field(
         None, ge=0.0, le=4096.0, description="Stream image sets larger than this; chosen by the device if not given."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; one a core if not given.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; one a core if not given.")
     split: SplitConfig = Field(default_factory=SplitConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

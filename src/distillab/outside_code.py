@@ -30,8 +30,11 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
         where: The setting that named it.
 
     Raises:
-        ConfigError: The module cannot be imported or has no such function.
+        ConfigError: It is no such name, the module cannot be imported or has no such function.
     """
+    # Where `names_code` says no, nobody was asked for permission: Python imports modules of any name.
+    if not names_code(target):
+        raise ConfigError(f"'{target}' names no function", where=where, hint="write package.module:function")
     home, _, name = target.partition(":")
     try:
         module = importlib.import_module(home)

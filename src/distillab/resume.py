@@ -135,7 +135,7 @@ def _config_of(run_dir: Path, checkpoint: Checkpoint | None, *, allow_code: bool
     config = read_config(run_dir, allow_code=allow_code)
     record = checkpoint.made_by if checkpoint is not None else _environment(run_dir)
     threads = record.get("threads")
-    if config.threads is not None or not isinstance(threads, int) or not 1 <= threads <= 4096:
+    if config.threads is not None or not isinstance(threads, int) or not 1 <= threads <= 1024:
         return config
     return config.model_copy(update={"threads": threads})
 

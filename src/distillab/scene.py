@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillab.config import DistillConfig, TrainConfig, shared_settings, to_toml
+from distillab.config import AnyConfig, TrainConfig, shared_settings, to_toml
 from distillab.data.catalog import open_dataset
 from distillab.data.config import AugmentConfig
 from distillab.data.dataset import Dataset
@@ -50,7 +50,7 @@ class Scene:
         test_logits: The teacher's on the test set, once they are known.
     """
 
-    config: TrainConfig | DistillConfig
+    config: AnyConfig
     dataset: Dataset
     feed: Feed
     place: Workplace
@@ -176,7 +176,7 @@ class Scene:
 
 @contextmanager
 def open_scenes(
-    configs: Sequence[TrainConfig | DistillConfig],
+    configs: Sequence[AnyConfig],
     observer: Observer,
     *,
     allow_code: bool,
@@ -201,7 +201,7 @@ def open_scenes(
             _check_shared(name, value, theirs[name])
         if other.output is not None:
             check_free(other.output)
-    sizes = [config.image_size or common_image_size(_learners(config)) for config in configs]
+    sizes = [run_image_size(config) for config in configs]
     for size in sizes:
         _check_shared("image_size", sizes[0], size)
     with open_scene(first, observer, allow_code=allow_code, cache=cache) as scene, ExitStack() as stack:
@@ -227,7 +227,7 @@ def _check_shared(name: str, one: object, other: object) -> None:
 
 @contextmanager
 def open_scene(
-    config: TrainConfig | DistillConfig,
+    config: AnyConfig,
     observer: Observer,
     *,
     allow_code: bool,
@@ -240,17 +240,9 @@ def open_scene(
     compute = choose_compute(config.device, config.training.precision)
     if config.output is not None:
         check_free(config.output)
-    image_size = config.image_size or common_image_size(_learners(config))
+    image_size = run_image_size(config)
     with computing(compute, config.threads):
-        dataset = open_dataset(
-            config.data,
-            data_dir=config.data_dir,
-            offline=config.offline,
-            image_size=image_size,
-            split=config.split,
-            allow_code=True,  # as for models: see Scene.build
-            observer=observer,
-        )
+        dataset = open_data(config, observer)
         feed = build_feed(config, dataset, image_size, compute, observer=observer)
         folder = config.data_dir / "logits" if config.cache_gib else None
         place = build_place(config, feed, compute, observer, folder=folder, cache=cache)
@@ -261,7 +253,29 @@ def open_scene(
             scene.close()
 
 
-def _learners(config: TrainConfig | DistillConfig) -> list[str]:
+def run_image_size(config: AnyConfig) -> int:
+    """Side of the images that the models of a run get, in pixels."""
+    return config.image_size or common_image_size(_learners(config))
+
+
+def open_data(config: AnyConfig, observer: Observer) -> Dataset:
+    """The images of a run.
+
+    Raises:
+        DataError: They cannot be used.
+    """
+    return open_dataset(
+        config.data,
+        data_dir=config.data_dir,
+        offline=config.offline,
+        image_size=run_image_size(config),
+        split=config.split,
+        allow_code=True,  # as for models: see Scene.build
+        observer=observer,
+    )
+
+
+def _learners(config: AnyConfig) -> list[str]:
     """Names of the models that the run is about."""
     if isinstance(config, TrainConfig):
         return [config.model]

@@ -1,5 +1,4 @@
 import json
-import pickle
 import random
 import textwrap
 from collections import OrderedDict
@@ -308,14 +307,6 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, suffix, kept):
         load_model(path)
 
 
-@pytest.mark.parametrize("length", [2**63, 2**40, 2**27])
-def test_an_absurd_header_length_is_refused(tmp_path, length):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(length.to_bytes(8, "little") + b"{}" + b" " * 100)
-    with pytest.raises(CheckpointError):
-        read_weights(path)
-
-
 def test_missing_files_folders_and_other_suffixes_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such weight file"):
         load_model(tmp_path / "missing.pth")
@@ -357,14 +348,6 @@ def test_a_pickle_of_anything_but_tensors_is_refused_and_never_run(tmp_path, con
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"state_dict\(\)") as caught:
         load_model(path)
-    assert "weights_only" not in str(caught.value)
-    assert not Executes.ran
-
-
-def test_a_plain_pickle_is_refused(tmp_path):
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Executes()))
-    with pytest.raises(CheckpointError) as caught:
-        load_model(tmp_path / "plain.pth")
     assert "weights_only" not in str(caught.value)
     assert not Executes.ran
 

@@ -119,7 +119,11 @@ def open_dataset(
         assert isinstance(opened, Dataset)
         return opened
     path = Path(spec).expanduser()
-    if path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror}", where=spec, hint="check the path of the data") from error
+    if is_there:
         return _open_path(path, data_dir, offline, image_size, split, observer)
     if names_code(spec):
         return _open_code(spec, allow_code, observer)

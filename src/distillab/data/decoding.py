@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from distillab.errors import DataError
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+# By content, whatever the name says. Pillow knows more, among them one that has another program interpret the file.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _FILES_PER_TASK = 64
 
@@ -36,8 +39,8 @@ def decode_images(paths: Sequence[Path | str], images: NDArray[np.uint8]) -> Non
             images[position] = decode_image(paths[position], images.shape[1])
 
     with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        # Of images between Pillow's limit and twice that Pillow only warns; here they are refused.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # What Pillow warns of is either read all the same, such as damaged EXIF, or refused below: too many pixels.
+        warnings.simplefilter("ignore")
         tasks = [pool.submit(decode, start) for start in range(0, len(paths), _FILES_PER_TASK)]
         try:
             for task in tasks:
@@ -74,7 +77,9 @@ def decode_image(path: Path | str, image_size: int) -> NDArray[np.uint8]:
 
 def _read(path: Path | str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("it is a folder or a special file")
+        with Image.open(path, formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")

@@ -181,6 +181,8 @@ def _images(place: str, prefix: str, root: Path, label: int, ignored: Counter[st
                 raise DataError("a link to a folder inside a class", where=entry.path, hint=_LINK_HINT)
             yield from _images(entry.path, f"{prefix}/{entry.name}", root, label, ignored)
         elif _extension(entry) in EXTENSIONS:
+            if not entry.is_file():  # to read a pipe is to wait for ever
+                raise DataError("no file, but a pipe, socket or device", where=entry.path, hint="delete it")
             stat = entry.stat()
             yield ImageFile(f"{prefix}/{entry.name}", label, stat.st_size, stat.st_mtime_ns)
         else:
@@ -198,7 +200,7 @@ def _entries(place: Path | str, root: Path) -> Iterator[os.DirEntry[str]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_symlink():
-                    target = Path(entry.path).resolve()
+                    target = Path(os.path.realpath(entry.path))  # `resolve` fails where a link leads to itself
                     if not target.is_relative_to(root):
                         raise DataError(f"a link leaves the folder: to {target}", where=entry.path, hint=_LINK_HINT)
                     if not target.exists():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, FiniteFloat
 
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.statistics import channel_statistics, content_sha256
@@ -21,6 +23,17 @@ from distillab.runtime.events import Note, Observer
 from distillab.runtime.files import replacing, storage_error, write_text
 
 _FORMAT = 1
+
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class _Recorded(BaseModel):
+    """What a manifest says of the arrays beside it."""
+
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[_Positive, _Positive, _Positive]
+    sha256: str
+
 
 Fill = Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
 
@@ -97,29 +110,31 @@ class _UnusableError(DataError):
 
 
 def _load(folder: Path, source: Source) -> Dataset:
+    paths = [folder / name for name in ("manifest.json", "images.npy", "labels.npy")]
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not all(stat.S_ISREG(path.stat().st_mode) for path in paths):  # to read a pipe is to wait for ever
+            raise _UnusableError("there are other things than stored arrays", where=str(folder))
+        manifest = json.loads(paths[0].read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("no object")
+        recorded = _Recorded.model_validate({key: manifest.pop(key, None) for key in _Recorded.model_fields})
     except FileNotFoundError:
         raise _UnusableError("done once", where=str(folder)) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise _UnusableError("the stored manifest is unreadable", where=str(folder)) from None
-    if not isinstance(manifest, dict):
-        raise _UnusableError("the stored manifest is unreadable", where=str(folder))
-    recorded = {key: manifest.pop(key, None) for key in ("mean", "std", "sha256")}
     if manifest != source.description():
         raise _UnusableError("the source changed since it was stored", where=str(folder))
     try:
-        # Copy-on-write: tensors can share the memory, and nothing that writes to them reaches the file.
-        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        # Copy-on-write: tensors can share the memory, and nothing that writes to them reaches the file. Mapped, an
+        # array cannot be larger than its file, nor hold objects.
+        images, labels = (np.lib.format.open_memmap(path, mode="c") for path in paths[1:])
         train = ImageSet(images[: source.num_train], labels[: source.num_train])
         test = ImageSet(images[source.num_train :], labels[source.num_train :])
-    except (OSError, ValueError, EOFError, DataError):
+    except Exception:  # an altered array fails in any way it likes
         raise _UnusableError("the stored arrays are damaged", where=str(folder)) from None
-    if content_sha256(source.classes, train, test) != recorded["sha256"]:
+    if content_sha256(source.classes, train, test) != recorded.sha256:
         raise _UnusableError("the stored arrays are damaged", where=str(folder))
-    mean, std, sha256 = tuple(recorded["mean"]), tuple(recorded["std"]), recorded["sha256"]
-    return Dataset(source.name, source.classes, mean, std, train, test, sha256)
+    return Dataset(source.name, source.classes, recorded.mean, recorded.std, train, test, recorded.sha256)
 
 
 def _build(folder: Path, source: Source) -> None:

@@ -10,9 +10,10 @@ import io
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ FORMAT_VERSION = 1
 
 # The one key of the safetensors header: the library writes several in random order.
 METADATA_KEY = "distillab"
+
+# Names of twenty thousand classes take one; what is larger is no metadata.
+_LARGEST_JSON_BYTES = 16 << 20
+_ZIP_START = b"PK\x03\x04"
+_BLOCK_BYTES = 1 << 20
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -83,8 +89,8 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Name -> tensor on the CPU; the metadata, of a `.pth` those in the `.json` beside it; {} where there are none.
 
     Raises:
-        CheckpointError: Missing, unreadable, damaged, of a newer format, of another kind, or a pickle that
-            holds anything but tensors.
+        CheckpointError: Missing, unreadable, damaged, of a newer format, of another kind, a pickle that holds
+            anything but tensors, or tensors that are larger than what the file holds of them.
     """
     path = Path(path)
     readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".bin": _read_pickle}
@@ -92,6 +98,8 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError("no such weight file or run folder", where=str(path), hint="check the path")
     if path.is_dir():
         raise CheckpointError("this is a folder, not a weight file", where=str(path), hint="name a file in it")
+    if not path.is_file():
+        raise CheckpointError("neither a file nor a folder", where=str(path), hint="name a weight file")
     if path.suffix not in readers:
         raise CheckpointError(
             f"no weight file: its name ends in '{path.suffix}'",
@@ -113,10 +121,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file that stands beside weights.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: It is no JSON object, or larger than one that says something of weights.
         OSError: It cannot be read.
     """
-    return _parse(path.read_bytes(), path)
+    with path.open("rb") as stream:
+        return _parse(stream.read(_LARGEST_JSON_BYTES + 1), path)
+
+
+def shown(name: str) -> str:
+    """A tensor's name as messages show it: cut where it is longer than a name is."""
+    return name if len(name) <= 80 else name[:77] + "..."
 
 
 def digest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -173,10 +187,14 @@ def _damaged(path: Path, reason: object) -> CheckpointError:
 
 
 def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
+    if len(text) > _LARGEST_JSON_BYTES:
+        raise _damaged(path, f"more than {_LARGEST_JSON_BYTES >> 20} MiB of metadata")
     try:
         record = json.loads(text)
     except ValueError as error:
         raise _damaged(path, error) from error
+    except RecursionError:
+        raise _damaged(path, "its JSON is nested too deeply") from None
     if not isinstance(record, dict):
         raise _damaged(path, "its JSON is no object")
     return record
@@ -202,28 +220,70 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    data = path.read_bytes()
     metadata: dict[str, Any] = {}
     beside = path.with_suffix(".json")
-    if beside.is_file():
-        record = read_json_object(beside)
-        # What another tool wrote under this name has neither.
-        if "sha256" in record or "format_version" in record:
-            _verify(path, record, [data])
-            metadata = record
+    with path.open("rb") as stream:
+        if beside.is_file():
+            record = read_json_object(beside)
+            # What another tool wrote under this name has neither.
+            if "sha256" in record or "format_version" in record:
+                _verify(path, record, iter(lambda: stream.read(_BLOCK_BYTES), b""))
+                metadata = record
+        _check_archive(stream, path)
+        tensors = _state_dict_in(_unpickled(stream, path), path)
+    _check_sizes(tensors, path)
+    return tensors, metadata
+
+
+def _unpickled(stream: BinaryIO, path: Path) -> object:
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             # Warnings about odd files: every one of them is an error below, and said there.
             warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    # None has a cause: torch's texts explain how to run the file's code all the same.
     except pickle.UnpicklingError as error:
-        # Without the cause: torch's text explains how to run the file's code all the same.
         if "GLOBAL" in str(error):
             raise _not_tensors(path, "Python objects, which could run code") from None
-        raise _damaged(path, "torch cannot read it") from None
+        raise CheckpointError(
+            "damaged, or a pickle of other things than tensors, which is not opened",
+            where=str(path),
+            hint="copy it again; where it was made: torch.save(model.state_dict(), path)",
+        ) from None
     except Exception as error:  # a damaged pickle fails in any way it likes
-        raise _damaged(path, f"torch cannot read it ({type(error).__name__})") from error
-    return _state_dict_in(content, path), metadata
+        raise _damaged(path, f"torch cannot read it ({type(error).__name__})") from None
+
+
+def _check_archive(stream: BinaryIO, path: Path) -> None:
+    """Refuse a zip archive that torch.save does not write: unpacked, it could be of any size."""
+    stream.seek(0)
+    if stream.read(len(_ZIP_START)) != _ZIP_START:
+        return  # of before torch 1.6: a pickle, and bytes behind it
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            records = archive.infolist()
+    except Exception as error:  # as above
+        raise _damaged(path, "its archive cannot be read") from error
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise _not_tensors(path, "a TorchScript program")
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if packed or sum(record.file_size for record in records) > path.stat().st_size:
+        raise _damaged(path, "its records are larger than the file")
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors whose numbers do not stand in the file, one by one: a few bytes could declare any shape."""
+    storages: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise _not_tensors(path, f"a tensor of an unusual kind under '{shown(name)}'")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise _damaged(path, f"'{shown(name)}' is larger than its data")
+        storages[storage.data_ptr()] = storage.nbytes()
+    if sum(storages.values()) > path.stat().st_size:
+        raise _damaged(path, "its tensors are larger than the file")
 
 
 def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
@@ -235,7 +295,8 @@ def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _not_tensors(path, f"a {type(value).__name__} under '{name}'")
+            key = f"'{shown(name)}'" if isinstance(name, str) else f"a {type(name).__name__} as a name"
+            raise _not_tensors(path, f"a {type(value).__name__} under {key}")
         tensors[name] = value
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in tensors):

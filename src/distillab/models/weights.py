@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from distillab.errors import CheckpointError
 from distillab.models.catalog import MODELS, build_model
 from distillab.models.classifier import IDENTITY, Classifier, Statistics, classifier
-from distillab.models.weight_files import digest, read_json_object, read_weights, write_pickle, write_safetensors
+from distillab.models.weight_files import (
+    digest,
+    read_json_object,
+    read_weights,
+    shown,
+    write_pickle,
+    write_safetensors,
+)
 from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
 
@@ -23,7 +31,10 @@ PUBLISHED_STATISTICS: dict[int, tuple[Statistics, Statistics]] = {
     100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 
-_Positive = Annotated[float, Field(gt=0)]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+# Types that weights are kept in; a model computes in the one that it is built with.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Description(BaseModel):
@@ -34,9 +45,17 @@ class _Description(BaseModel):
     model: str
     num_classes: int = Field(ge=2)
     classes: tuple[str, ...] | None = None
-    mean: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[_Positive, _Positive, _Positive]
-    image_size: int = Field(ge=1)
+    image_size: int = Field(ge=1, le=1024)
+
+    @field_validator("classes")
+    @classmethod
+    def _one_name_a_class(cls, names: tuple[str, ...] | None, others: ValidationInfo) -> tuple[str, ...] | None:
+        number = others.data.get("num_classes")
+        if names is not None and number is not None and len(names) != number:
+            raise ValueError(f"{len(names)} names for {number} classes")
+        return names
 
 
 def save_weights(model: nn.Module, path: Path | str, metadata: Mapping[str, Any]) -> None:
@@ -103,8 +122,8 @@ def load_model(
         The model in evaluation mode on the CPU; `classes` is set where the file names them.
 
     Raises:
-        CheckpointError: A file that `read_weights` refuses, a folder without weights, weights of another model
-            or with another number of classes.
+        CheckpointError: A file that `read_weights` refuses, a folder without weights, weights of another model,
+            with another number of classes, of another type, or with numbers that are not finite.
         ConfigError: A model that `build_model` refuses.
     """
     path = Path(source)
@@ -127,17 +146,8 @@ def load_model(
         )
     if allow_code and names_code(described.model):
         observer(Note(f"importing code: {described.model}, named for {path}"))
-    # The random initial weights are thrown away, so drawing them must not move the global generator.
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(
-            described.model,
-            described.num_classes,
-            mean=described.mean,
-            std=described.std,
-            image_size=described.image_size,
-            allow_code=allow_code,
-        )
-    _load_strictly(model, tensors, path)
+    model = _build(described, tensors, path, allow_code=allow_code)
+    model.published().load_state_dict(dict(tensors), strict=True)
     model.classes = described.classes
     return model.eval()
 
@@ -217,7 +227,9 @@ def _from_metadata(metadata: Mapping[str, Any], path: Path) -> _Description:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"metadata '{key}': {first['msg']}", where=str(path), hint="write the file again with save_weights"
+            f"metadata '{key}': {first['msg'].removeprefix('Value error, ')}",
+            where=str(path),
+            hint="write the file again with save_weights",
         ) from error
 
 
@@ -269,15 +281,59 @@ def _recognise(tensors: Mapping[str, Tensor]) -> tuple[str, int] | None:
     return None
 
 
-def _load_strictly(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _build(described: _Description, tensors: Mapping[str, Tensor], path: Path, *, allow_code: bool) -> Classifier:
+    """The model that is described, of new weights, once it is clear that the file's own will fit."""
+    if described.num_classes > sum(tensor.numel() for tensor in tensors.values()):
+        raise CheckpointError(
+            f"says that it has {described.num_classes} classes, and holds fewer numbers than that",
+            where=str(path),
+            hint="get the file from its source again",
+        )
+    build = partial(
+        build_model,
+        described.model,
+        described.num_classes,
+        mean=described.mean,
+        std=described.std,
+        image_size=described.image_size,
+        allow_code=allow_code,
+    )
+    if not names_code(described.model):
+        _check_unbuilt(build, tensors, path)
+    # The random initial weights are thrown away, so drawing them must not move the global generator.
+    with torch.random.fork_rng(devices=[]):
+        model = build()
+    _check_fits(model, tensors, path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{shown(name)} holds numbers that are not finite",
+                where=str(path),
+                hint="its training diverged, or it was altered: take another file",
+            )
+    return model
+
+
+def _check_unbuilt(build: Callable[[], Classifier], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare weights with their model before it takes memory: a small file may describe one of any size."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except RuntimeError:
+        return  # some models read numbers while they are built, and here there are none
+    _check_fits(model, tensors, path)
+
+
+def _check_fits(model: Classifier, tensors: Mapping[str, Tensor], path: Path) -> None:
     expected = model.published().state_dict()
     problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is not of this model" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {list(tensors[name].shape)}, the model's {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    problems += [f"{shown(name)} is not of this model" for name in tensors if name not in expected]
+    for name in (name for name in expected if name in tensors):
+        given, own = tensors[name], expected[name]
+        if given.shape != own.shape:
+            problems.append(f"{name} is {list(given.shape)}, the model's {list(own.shape)}")
+        elif given.dtype != own.dtype and not {given.dtype, own.dtype} <= set(_FLOATS):
+            problems.append(f"{name} is {given.dtype}, the model's {own.dtype}")
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
@@ -285,4 +341,3 @@ def _load_strictly(model: Classifier, tensors: Mapping[str, Tensor], path: Path)
             where=str(path),
             hint="name the model that they belong to",
         )
-    model.published().load_state_dict(dict(tensors), strict=True)

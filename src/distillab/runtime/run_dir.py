@@ -27,6 +27,7 @@ from distillab.runtime.files import storage_error, write_text
 RUNS = Path("runs")
 
 _LOCK = ".lock"
+_HALF_BEGUN = ".tmp-config.toml-"  # all that a run has left that was killed before it had written its settings
 _GROUP = "group.json"
 
 
@@ -50,6 +51,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics: list[Mapping[str, Any]] = []
+        self._forgotten: set[str] = set()
         # The kernel gives the lock free when its owner dies, however that happens: a file that is left says nothing.
         self._lock = filelock.FileLock(self.path / _LOCK)
         try:
@@ -81,6 +83,7 @@ class RunDir:
         except StorageError:
             run_dir.release()
             raise
+        run_dir._remove_leftovers()
         return run_dir
 
     @classmethod
@@ -98,8 +101,7 @@ class RunDir:
                 hint="give the folder that the run was started in; it was named when it began",
             )
         run_dir = cls(path)
-        for leftover in path.glob(".tmp-*"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        run_dir._remove_leftovers()
         return run_dir
 
     @property
@@ -112,6 +114,15 @@ class RunDir:
         if self._lock.is_locked:
             (self.path / _LOCK).unlink(missing_ok=True)  # before: who takes it afterwards makes a new one
             self._lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Remove the half-written files of a process that was killed."""
+        try:
+            for leftover in self.path.glob(".tmp-*"):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            self.release()
+            raise storage_error(error, self.path) from error
 
     def describe(self, *, command: Sequence[str], device: torch.device, threads: int) -> None:
         """Write down what was asked for and where it is run: before the first step, after the settings."""
@@ -127,10 +138,12 @@ class RunDir:
         self._metrics.append(numbers)
 
     def forget_metrics(self) -> None:
-        """Empty `metrics.jsonl` and `timing.jsonl`: a run that goes on adds again what its checkpoint knows."""
+        """Let `metrics.jsonl` and `timing.jsonl` begin anew with the next epoch's numbers; until then they stay.
+
+        A run that goes on adds again what its checkpoint knows; one that may not go on loses nothing.
+        """
         self._metrics = []
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
+        self._forgotten = {"metrics.jsonl", "timing.jsonl"}
 
     def write_metrics_table(self) -> None:
         """Write all numbers of all epochs as `metrics.csv`, for spreadsheets; what a stage does not have is empty."""
@@ -150,8 +163,10 @@ class RunDir:
     def _append(self, name: str, line: str) -> None:
         path = self.path / name
         try:
-            with path.open("a", encoding="utf-8") as stream:
+            mode = "w" if name in self._forgotten else "a"
+            with path.open(mode, encoding="utf-8", errors="surrogateescape") as stream:
                 stream.write(line + "\n")
+            self._forgotten.discard(name)
         except OSError as error:
             raise storage_error(error, path) from error
 
@@ -236,14 +251,14 @@ def check_free(path: Path) -> None:
     try:
         if path.is_file():
             raise StorageError("the run folder is a file", where=str(path), hint="choose another --output")
-        taken = next((entry for entry in path.iterdir() if entry.name != _LOCK), None)
+        found = [entry for entry in path.iterdir() if entry.name != _LOCK and not entry.name.startswith(_HALF_BEGUN)]
     except FileNotFoundError:
         return
     except OSError as error:
         raise storage_error(error, path) from error
-    if taken is not None:
+    if found:
         raise StorageError(
-            f"the run folder is not empty: it holds '{taken.name}'",
+            f"the run folder is not empty: it holds '{found[0].name}'",
             where=str(path),
             hint="choose a new folder, or leave --output out to get one under runs/",
         )
