@@ -54,7 +54,21 @@ def load_recipe(name: str, *, allow_code: bool = False) -> dict[str, Any]:
     for key in values:
         if key not in known:
             raise ConfigError(f"unknown setting '{key}'", where=f"{name}: {key}", hint=nearest(key, known))
-    for place, value in _leaves(values, name):
+    return checked(values, name, allow_code=allow_code)
+
+
+def checked(values: dict[str, Any], recipe: str, *, allow_code: bool) -> dict[str, Any]:
+    """Values that came out of a file, once it is sure that they do no harm.
+
+    Args:
+        values: Nested as they were read.
+        recipe: The file, for messages.
+        allow_code: Let them name functions of packages (`package.module:function`), which would be run.
+
+    Raises:
+        ConfigError: They are nested too deeply, hold what no setting is, or name code without `allow_code`.
+    """
+    for place, value in _leaves(values, recipe):
         if isinstance(value, str) and "\0" in value:
             raise ConfigError("a zero byte, which no name has", where=place, hint="take it out")
         if isinstance(value, int) and value not in _WHOLE_NUMBERS:

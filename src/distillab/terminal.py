@@ -44,7 +44,7 @@ class Screen:
         err: Takes progress, notes and errors.
         quiet: Say nothing but results.
         json: Results are one JSON object.
-        run_dir: The folder of the run that is going on, once it has one.
+        run_dir: The folder of the run, or of the runs, that is going on, once there is one.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Screen:
                 show = _Lines(self.err)
 
             def observe(event: Event) -> None:
-                if isinstance(event, RunStarted):
+                if isinstance(event, RunStarted) and self.run_dir is None:  # those that follow are parts of it
                     self.run_dir = event.run_dir
                 show(event)
 
@@ -91,6 +91,10 @@ class Screen:
     def write(self, text: str) -> None:
         """Write text of our own making to stdout as it stands."""
         self.out.out(printable(text), highlight=False)
+
+    def tell(self, text: str) -> None:
+        """Say on stderr what is no result: a plan, before it is carried out."""
+        self.err.out(printable(text), highlight=False)
 
     def complain(self, error: DistillabError) -> None:
         """Say on stderr what went wrong, in three lines at most."""

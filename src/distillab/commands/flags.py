@@ -91,7 +91,11 @@ _NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are 
 
 
 def flags_of(
-    config: type[Section], *, only: Sequence[str] = (), replaced: Mapping[str, type[Section]] | None = None
+    config: type[Section],
+    *,
+    only: Sequence[str] = (),
+    leaving_out: Sequence[str] = (),
+    replaced: Mapping[str, type[Section]] | None = None,
 ) -> Any:
     """The type of a command's flags: a dictionary of the fields that were given, nested as the config is.
 
@@ -101,11 +105,12 @@ def flags_of(
     Args:
         config: Whose fields become flags; those of a section are `--section.field`, in a panel of their own.
         only: Take these fields alone; all of them if empty.
+        leaving_out: Take all but these.
         replaced: Sections that stand in the place of fields.
     """
     fields: dict[str, Any] = {}
     for position, (name, field) in enumerate(config.model_fields.items()):
-        if name in _NOT_A_FLAG or (only and name not in only):
+        if name in _NOT_A_FLAG or name in leaving_out or (only and name not in only):
             continue
         section = (replaced or {}).get(name, field.annotation)
         if isinstance(section, type) and issubclass(section, Section):

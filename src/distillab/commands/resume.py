@@ -6,12 +6,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from distillab.commands.compare import show_comparison
 from distillab.commands.flags import COMMAND, AllowCode, Injected, Json, Quiet
 from distillab.commands.outcome import show_runs, started_with
 
 
 def resume(
-    run: Annotated[Path, Parameter(help="The folder of a run, or of runs that were started together.")],
+    run: Annotated[
+        Path, Parameter(help="The folder of a run, of runs that were started together, or of a comparison.")
+    ],
     /,
     *,
     force: Annotated[
@@ -29,9 +32,15 @@ def resume(
     screen: Injected,
 ) -> None:
     """Let a run go on from its last checkpoint, as if nothing had stopped it."""
+    from distillab.compare.run import is_comparison, resume_comparison
     from distillab.resume import resume as go_on
 
     screen.quiet, screen.json = quiet, json
+    if is_comparison(run):
+        with screen.watching() as observer:
+            result = resume_comparison(run, observer=observer, command=started_with(), allow_code=allow_code)
+        show_comparison(screen, result)
+        return
     with screen.watching() as observer:
         outcomes = go_on(run, observer=observer, command=started_with(), allow_code=allow_code, force=force)
     show_runs(screen, outcomes)

@@ -57,13 +57,16 @@ class PlannedRun:
     """One run of a comparison.
 
     Attributes:
-        row: Name of the row that it belongs to, such as "st" or "st, distill.temperature 2".
+        table: Which rows it is held against: those with equal settings beyond the methods' own, such as "student
+            cnn12"; "" where no such setting is varied.
+        row: Name of its row in there, such as "st" or "st, temperature 2".
         method: The plan's name, or "alone".
         seed: Its seed.
         teacher: Number of the teacher, from 0.
         config: Its settings; `output` is its folder.
     """
 
+    table: str
     row: str
     method: str
     seed: int
@@ -110,9 +113,9 @@ class ComparisonPlan:
         return tuple(run for group in self.groups for run in group.runs)
 
     @property
-    def rows(self) -> tuple[str, ...]:
-        """Names of the rows, alone first."""
-        return tuple(dict.fromkeys(run.row for run in self.runs))
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """Table and name of each row, a table's row "alone" first."""
+        return tuple(dict.fromkeys((run.table, run.row) for run in self.runs))
 
 
 def plan_comparison(
@@ -158,8 +161,8 @@ def plan_comparison(
         weights = teacher if is_given else str(home / "teacher")
         for seed in range(first, first + comparison.seeds):
             runs = [
-                PlannedRun(row, method, seed, number, _taught_by(config, weights))
-                for row, method, config in _rows(comparison, recipe, merged(flags, {"seed": seed}))
+                PlannedRun(table, row, method, seed, number, _taught_by(config, weights))
+                for table, row, method, config in _rows(comparison, recipe, merged(flags, {"seed": seed}))
             ]
             groups += _grouped(runs, home / f"seed-{seed}")
     return ComparisonPlan(folder, tuple(teachers), tuple(groups))
@@ -167,18 +170,19 @@ def plan_comparison(
 
 def _rows(
     comparison: ComparisonConfig, recipe: Mapping[str, Any], flags: Mapping[str, Any]
-) -> Iterator[tuple[str, str, AnyConfig]]:
-    """Name, method and settings of each row for one seed; where an axis changes nothing a row stands once."""
+) -> Iterator[tuple[str, str, str, AnyConfig]]:
+    """Table, name, method and settings of each row for one seed; where an axis changes nothing a row stands once."""
     axes = [_axis(text) for text in comparison.axis]
     known: set[str] = set()
     for method in (ALONE, *comparison.methods):
         for chosen in itertools.product(*(values for _, values in axes)):
+            table: list[str] = []
             words = [method]
             over = dict(flags)
             for (path, _), value in zip(axes, chosen, strict=True):
                 if _concerns(path, method):
                     over = merged(over, _nested(path, value))
-                    words.append(f"{path[-1].replace('_', ' ')} {value}")
+                    (table if _concerns(path, ALONE) else words).append(f"{path[-1].replace('_', ' ')} {value}")
             config: AnyConfig
             if method == ALONE:
                 config = resolve_train(recipe, merged(over, {"role": "student"}))
@@ -186,7 +190,7 @@ def _rows(
                 config = resolve_distill(recipe, merged(over, {"method": method}))
             if (content := to_toml(config)) not in known:
                 known.add(content)
-                yield ", ".join(words), method, config
+                yield ", ".join(table), ", ".join(words), method, config
 
 
 def _taught_by(config: AnyConfig, teacher: str) -> AnyConfig:
@@ -204,7 +208,11 @@ def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
     for number, part in enumerate(parts):
         home = folder if len(parts) == 1 else folder.with_name(f"{folder.name}-{number + 1}")
         placed = tuple(
-            replace(run, config=run.config.model_copy(update={"output": home / _folder_name(run.row)})) for run in part
+            replace(
+                run,
+                config=run.config.model_copy(update={"output": home / _folder_name(f"{run.row} {run.table}".strip())}),
+            )
+            for run in part
         )
         groups.append(Group(home, placed))
     return groups

@@ -131,6 +131,71 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table | str]:
     ]
 
 
+def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
+    """What a comparison has shown: one table for each setting that is varied beyond the methods' own.
+
+    Args:
+        result: What `comparison_result` gave.
+    """
+    parts: list[Table | str] = []
+    for name in dict.fromkeys(row["table"] for row in result["rows"]):
+        if name:
+            parts.append(name)
+        rows = [row for row in result["rows"] if row["table"] == name]
+        parts.append(_without_empty_columns(Table(_COMPARISON_COLUMNS, tuple(_comparison_row(row) for row in rows))))
+    return parts
+
+
+_COMPARISON_COLUMNS = (
+    Column("method"),
+    Column("seeds", numeric=True),
+    Column("top-1 %", numeric=True),
+    Column("std", numeric=True),
+    Column("95 % interval", numeric=True),
+    Column("versus alone", numeric=True),
+    Column("95 % interval", numeric=True),
+    Column("p (Holm)", numeric=True),
+    Column("shown"),
+    Column("best epoch %", numeric=True),
+    Column("NLL", numeric=True),
+    Column("agreement %", numeric=True),
+    Column("seconds", numeric=True),
+)
+
+
+def _comparison_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    versus = row["versus_alone"] or {}
+    return (
+        row["method"],
+        str(row["num_seeds"]),
+        points(row["top1_mean"]),
+        points(row["top1_std"]),
+        interval(row["top1_interval"]),
+        points(versus.get("difference"), signed=True),
+        interval(versus.get("interval"), signed=True),
+        number(versus.get("corrected_p_value"), 3),
+        versus.get("verdict") or ABSENT,
+        points(row["top1_best_mean"]),
+        number(row["nll"], 3),
+        percent(row["teacher_agreement"]),
+        number(row["seconds_mean"], 1),
+    )
+
+
+def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
+    """What a comparison will take.
+
+    Args:
+        todo: What `estimate` gave.
+    """
+    rows = [{**row, "row": f"{row['row']} ({row['table']})" if row["table"] else row["row"]} for row in todo["rows"]]
+    return [
+        records_table(rows, ("row", "runs", "seconds")),
+        f"{todo['runs_left']} of {todo['runs']} runs are left: at most about {todo['seconds'] / 60:.1f} minutes"
+        f" of training and {todo['bytes'] / 2**20:,.0f} MiB of disk",
+    ]
+
+
 def records_table(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     """A listing: the named values of every record.
 
@@ -162,6 +227,16 @@ def _cell(value: Any) -> str:
 def percent(fraction: float | None) -> str:
     """A fraction 0..1 as percent with one decimal."""
     return ABSENT if fraction is None else f"{100 * fraction:.1f}"
+
+
+def points(fraction: float | None, *, signed: bool = False) -> str:
+    """A fraction 0..1, or a difference of two, as percentage points with two decimals."""
+    return ABSENT if fraction is None else f"{100 * fraction:{'+' if signed else ''}.2f}"
+
+
+def interval(bounds: Sequence[float] | None, *, signed: bool = False) -> str:
+    """Low and high bound, as `points`."""
+    return ABSENT if bounds is None else " to ".join(points(bound, signed=signed) for bound in bounds)
 
 
 def millions(count: float | None) -> str:

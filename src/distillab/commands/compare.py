@@ -1,0 +1,99 @@
+"""`distillab compare`."""
+
+# cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from distillab.commands.flags import (
+    EVERY_FIELD,
+    METHOD,
+    AllowCode,
+    DryRun,
+    Injected,
+    Json,
+    Quiet,
+    Recipe,
+    Whole,
+    flags_of,
+)
+from distillab.commands.outcome import started_with
+from distillab.config import DistillConfig
+from distillab.recipe import load_recipe
+from distillab.report.table import comparison_tables, estimate_tables
+from distillab.settings import validated
+from distillab.stages import PLANS
+from distillab.terminal import Screen
+
+CompareFlags = flags_of(DistillConfig, leaving_out=("method", "output", "distill"))
+
+
+def compare(
+    *,
+    methods: Annotated[
+        list[str] | None,
+        Parameter(
+            group=METHOD, help="Plans of 'distillab list methods'; all of them if not given.", completer=lambda _: PLANS
+        ),
+    ] = None,
+    seeds: Annotated[Whole, Parameter(group=METHOD, help="Seeds a row; five or more are better.")] = 3,
+    teacher_seeds: Annotated[
+        Whole, Parameter(group=METHOD, help="Repeat all of it over so many teachers, each from a seed of its own.")
+    ] = 1,
+    axis: Annotated[
+        list[str] | None,
+        Parameter(group=METHOD, help="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Parameter(help="Folder for everything; one that is there goes on, or grows. Made under runs/ if not given."),
+    ] = None,
+    settings: Annotated[CompareFlags | None, EVERY_FIELD] = None,  # type: ignore[valid-type]
+    recipe: Recipe = None,
+    allow_code: AllowCode = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    screen: Injected,
+) -> None:
+    """Compare methods over seeds with the student alone, all at the same schedule and budget, and say what is shown."""
+    from distillab.compare.estimate import estimate
+    from distillab.compare.plan import ComparisonConfig
+    from distillab.compare.run import plan_request, run_comparison
+
+    screen.quiet, screen.json = quiet, json
+    values = load_recipe(recipe, allow_code=allow_code) if recipe else {}
+    given = {"methods": _words(methods), "seeds": seeds, "teacher_seeds": teacher_seeds, "axis": _words(axis)}
+    comparison = validated(ComparisonConfig, {name: value for name, value in given.items() if value is not None})
+    plan = plan_request(comparison, values, settings or {}, output)
+    if dry_run or not quiet:
+        todo = estimate(plan, allow_code=allow_code)
+        if dry_run:
+            screen.show({**todo, "output": str(plan.folder)}, *estimate_tables(todo), "nothing was trained")
+            return
+        for part in estimate_tables(todo):
+            screen.tell(str(part))
+    with screen.watching() as observer:
+        result = run_comparison(
+            comparison,
+            values,
+            settings or {},
+            output=plan.folder,
+            observer=observer,
+            command=started_with(),
+            allow_code=allow_code,
+        )
+    show_comparison(screen, result)
+
+
+def show_comparison(screen: Screen, result: dict[str, Any]) -> None:
+    """Show what a comparison has come to."""
+    screen.show(result, *comparison_tables(result), *result["sentences"], f"comparison: {result['output']}")
+
+
+def _words(words: list[str] | None) -> tuple[str, ...] | None:
+    """`st,mbd-soft` and `st mbd-soft` are the same; an axis holds commas of its own."""
+    if words is None:
+        return None
+    return tuple(part for word in words for part in ([word] if "=" in word else word.split(",")) if part)

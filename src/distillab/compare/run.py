@@ -1,0 +1,150 @@
+"""A comparison from request to result: planned, carried out, counted, and able to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distillab.compare.conduct import Spread, Words, conduct
+from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
+from distillab.compare.result import as_csv, comparison_result
+from distillab.config import merged
+from distillab.errors import CheckpointError, Interrupted, StorageError
+from distillab.recipe import checked
+from distillab.runtime.events import Observer, RunStarted, silent
+from distillab.runtime.files import storage_error, write_text
+from distillab.runtime.interruption import resume_command
+from distillab.runtime.run_dir import RUNS, RunDir, new_run_name
+from distillab.settings import validated
+
+_REQUEST = "comparison.json"
+_RESULT = "results.json"
+
+
+def plan_request(
+    comparison: ComparisonConfig, recipe: Mapping[str, Any], flags: Mapping[str, Any], output: Path | None
+) -> ComparisonPlan:
+    """The plan of a comparison.
+
+    The number of threads is a part of it: where it is not given it is that of this machine's cores, for all machines.
+
+    Args:
+        comparison: What is compared.
+        recipe: Values of a run's settings.
+        flags: Laid over the recipe.
+        output: Folder for everything; a new one under `runs/` if None.
+
+    Raises:
+        ConfigError: A method or setting is unknown, out of bounds, or without effect.
+    """
+    threads = {} if "threads" in recipe or "threads" in flags else {"threads": os.cpu_count() or 1}
+    return plan_comparison(comparison, recipe, merged(flags, threads), output or RUNS / new_run_name("comparison"))
+
+
+def run_comparison(
+    comparison: ComparisonConfig,
+    recipe: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    *,
+    output: Path | None = None,
+    observer: Observer = silent,
+    command: Words = (),
+    allow_code: bool = False,
+    spread: Spread | None = None,
+) -> dict[str, Any]:
+    """Carry out a comparison, or what is missing of it, and say what it shows.
+
+    Args:
+        comparison: What is compared.
+        recipe: Values of a run's settings.
+        flags: Laid over the recipe.
+        output: Folder for everything: a new one, or one of a comparison that is to go on or to grow; a new one under
+            `runs/` if None.
+        observer: Is told of progress.
+        command: Words of the command line, for the record.
+        allow_code: Settings and weight files may name code that is run.
+        spread: Carries out the groups on other machines; None: here.
+
+    Returns:
+        See `comparison_result`; it is in `results.json` and `results.csv` as well.
+
+    Raises:
+        StorageError: The folder holds something else, or cannot be written.
+        RunDirInUseError: Another process carries it out.
+        DistillabError: Whatever a run may raise; what was complete stays.
+    """
+    plan = plan_request(comparison, recipe, flags, output)
+    home = _take(plan.folder)
+    try:
+        request = {"comparison": comparison.model_dump(mode="json"), "recipe": recipe, "flags": flags}
+        write_text(plan.folder / _REQUEST, json.dumps(request, indent=2, default=str) + "\n")
+        observer(RunStarted(plan.folder))
+        try:
+            conduct(plan, observer=observer, command=command, allow_code=allow_code, spread=spread)
+        except Interrupted as stop:
+            stop.hint = resume_command(plan.folder, allow_code=allow_code)  # not only the runs that were under way
+            raise
+        result = comparison_result(plan)
+        home.write_json(_RESULT, result)
+        write_text(plan.folder / "results.csv", as_csv(result["rows"]))
+        return result
+    finally:
+        home.release()
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder is that of a comparison."""
+    return (folder / _REQUEST).is_file()
+
+
+def resume_comparison(
+    folder: Path, *, observer: Observer = silent, command: Words = (), allow_code: bool = False
+) -> dict[str, Any]:
+    """Carry out what is missing of a comparison.
+
+    Args:
+        folder: Of the comparison.
+        observer: Is told of progress.
+        command: Words of the command line, for the record.
+        allow_code: Settings and weight files may name code that is run.
+
+    Raises:
+        CheckpointError: What was asked for is damaged.
+        ConfigError: It names code without `allow_code`.
+        DistillabError: As `run_comparison`.
+    """
+    path = folder / _REQUEST
+    try:
+        request = json.loads(path.read_bytes())
+        parts = [dict(request[name]) for name in ("comparison", "recipe", "flags")]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"damaged: {error}", where=str(path), hint="start the comparison again") from error
+    comparison, recipe, flags = (checked(part, str(path), allow_code=allow_code) for part in parts)
+    return run_comparison(
+        validated(ComparisonConfig, comparison),
+        recipe,
+        flags,
+        output=folder,
+        observer=observer,
+        command=command,
+        allow_code=allow_code,
+    )
+
+
+def _take(folder: Path) -> RunDir:
+    """The folder, locked: new, empty, or a comparison's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = next((entry for entry in folder.iterdir() if entry.name != ".lock"), None)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    if taken is not None and not is_comparison(folder):
+        raise StorageError(
+            f"the folder holds something that is no comparison: '{taken.name}'",
+            where=str(folder),
+            hint="choose a new folder, or leave --output out to get one under runs/",
+        )
+    return RunDir(folder)

@@ -1,0 +1,195 @@
+"""`distillab compare`: what is planned, what is carried out, what is not done twice."""
+
+import json
+import shutil
+
+import pytest
+
+import tiny
+from distillab.compare.plan import ComparisonConfig, plan_comparison
+from distillab.compare.run import resume_comparison, run_comparison
+from distillab.errors import ConfigError, StorageError
+from distillab.runtime.events import EpochEnded, Note, StageStarted
+
+RECIPE = {**tiny.RECIPE, "training": {**tiny.RECIPE["training"], "epochs": 2}}
+
+
+def plan_of(folder, recipe=RECIPE, flags=None, **comparison):
+    return plan_comparison(ComparisonConfig(**comparison), recipe, flags or {}, folder)
+
+
+def run(folder, recipe=RECIPE, observer=lambda event: None, flags=None, **comparison):
+    request = ComparisonConfig(**{"methods": ("st",), "seeds": 2, **comparison})
+    return run_comparison(request, recipe, flags or {}, output=folder, observer=observer, allow_code=True)
+
+
+def without_times(result):
+    timeless = {**result, "output": None}
+    rows = []
+    for row in result["rows"]:
+        row = {key: value for key, value in row.items() if key != "seconds_mean"}
+        for key in ("versus_alone", "versus_st"):
+            if row.get(key):
+                row[key] = {name: value for name, value in row[key].items() if name != "points_per_extra_minute"}
+        rows.append(row)
+    return {**timeless, "rows": rows}
+
+
+def test_the_student_alone_is_in_every_table_with_the_same_settings(tmp_path):
+    plan = plan_of(tmp_path, methods=("st", "takd"), seeds=3)
+    assert plan.rows == (("", "alone"), ("", "st"), ("", "takd"))
+    assert [run.seed for run in plan.runs if run.row == "alone"] == [0, 1, 2]
+    for group in plan.groups:
+        configs = [run.config for run in group.runs]
+        assert len({repr((c.training, c.optimizer, c.schedule, c.augment, c.split, c.seed)) for c in configs}) == 1
+
+
+def test_the_teacher_is_one_for_all_seeds_and_assistants_belong_to_theirs(tmp_path):
+    plan = plan_of(tmp_path, methods=("takd",), seeds=2)
+    (teacher,) = plan.teachers
+    assert teacher.role == "teacher"
+    taught = [run.config for run in plan.runs if run.method == "takd"]
+    assert {config.teacher for config in taught} == {str(tmp_path / "teacher")}
+    assert [config.seed for config in taught] == [0, 1]
+
+
+def test_several_teachers_repeat_all_of_it(tmp_path):
+    plan = plan_of(tmp_path, methods=("st",), seeds=2, teacher_seeds=2)
+    assert [teacher.seed for teacher in plan.teachers] == [0, 1]
+    assert len(plan.runs) == 2 * 2 * 2
+    assert len({run.folder for run in plan.runs}) == 8
+
+
+def test_an_axis_of_the_methods_settings_makes_rows_and_leaves_alone_once(tmp_path):
+    plan = plan_of(tmp_path, methods=("st", "mbd-soft"), seeds=1, axis=("distill.temperature=2,4.5",))
+    assert [row for _, row in plan.rows] == [
+        "alone",
+        "st, temperature 2",
+        "st, temperature 4.5",
+        "mbd-soft, temperature 2",
+        "mbd-soft, temperature 4.5",
+    ]
+
+
+def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
+    plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=("training.batch-size=8,16",))
+    assert plan.rows == (
+        ("batch size 8", "alone"),
+        ("batch size 8", "st"),
+        ("batch size 16", "alone"),
+        ("batch size 16", "st"),
+    )
+    assert len(plan.groups) == 2  # they cannot share their batches
+
+
+@pytest.mark.parametrize(
+    ("comparison", "named"),
+    [
+        ({"methods": ("sst",)}, "did you mean 'st'"),
+        ({"axis": ("temperature",)}, "no axis"),
+        ({"axis": ("optimiser.learning_rate=1",)}, "unknown setting"),
+        ({"axis": ("optimizer.learning_rate=-1",)}, "learning_rate"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(tmp_path, comparison, named):
+    with pytest.raises(ConfigError) as caught:
+        plan_of(tmp_path, **comparison)
+    assert named in str(caught.value)
+
+
+def test_a_comparison_gives_rows_sentences_and_run_folders(tmp_path):
+    result = run(tmp_path / "table")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert set(rows) == {"alone", "st"}
+    for row in rows.values():
+        assert row["num_seeds"] == 2
+        tests = [
+            json.loads((tmp_path / "table" / folder / "result.json").read_text())["test"]["top1"]
+            for folder in row["run_dirs"]
+        ]
+        assert row["top1_mean"] == pytest.approx(sum(tests) / 2)
+    difference = rows["st"]["top1_mean"] - rows["alone"]["top1_mean"]
+    assert rows["st"]["versus_alone"]["difference"] == pytest.approx(difference)
+    assert result["sentences"]
+    assert json.loads((tmp_path / "table" / "results.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "table" / "results.csv").read_text().count("\n") == 3
+
+
+def test_what_is_complete_is_not_done_again_and_a_comparison_can_grow(tmp_path):
+    first = run(tmp_path / "table", seeds=1)
+    started = []
+
+    def watch(event):
+        if isinstance(event, StageStarted):
+            started.append(event.title)
+
+    run(tmp_path / "table", seeds=1, observer=watch)
+    assert started == []
+    grown = run(tmp_path / "table", seeds=2, methods=("st", "fitnet"), observer=watch)
+    assert sorted(started) == [
+        "student alone",
+        "student by fitnet (hint)",
+        "student by fitnet (hint)",
+        "student by fitnet (soft target)",
+        "student by fitnet (soft target)",
+        "student by st",
+    ]
+    assert {row["method"] for row in grown["rows"]} == {"alone", "st", "fitnet"}
+    assert first["rows"][0]["top1_mean"] is not None
+
+
+@pytest.mark.parametrize("stopped_in", ["teacher alone", "student by st"])
+def test_a_comparison_that_was_stopped_goes_on_to_the_same_table(tmp_path, stopped_in):
+    whole = run(tmp_path / "whole")
+
+    def stop(event):
+        if isinstance(event, EpochEnded) and event.title == stopped_in:
+            raise KeyboardInterrupt
+
+    often = {**RECIPE, "checkpoint": {"minutes": 0.0}}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "table", recipe=often, observer=stop)
+    resumed = resume_comparison(tmp_path / "table", allow_code=True)
+    assert without_times(resumed) == without_times(whole)
+    assert not list((tmp_path / "table").rglob(".lock"))
+
+
+def test_settings_that_changed_are_not_mixed_into_one_table(tmp_path):
+    run(tmp_path / "table", seeds=1)
+    with pytest.raises(ConfigError, match="other settings"):
+        run(tmp_path / "table", seeds=1, flags={"optimizer": {"learning_rate": 0.01}})
+
+
+def test_another_teacher_is_noticed(tmp_path):
+    run(tmp_path / "table", seeds=1)
+    other = run(tmp_path / "other", seeds=1, flags={"seed": 7})
+    assert other["rows"]
+    shutil.copy(tmp_path / "other" / "teacher" / "teacher.safetensors", tmp_path / "table" / "teacher")
+    with pytest.raises(ConfigError, match="another teacher"):
+        run(tmp_path / "table", seeds=1)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years")
+    with pytest.raises(StorageError, match="no comparison"):
+        run(tmp_path)
+
+
+def test_code_in_a_comparison_of_somebody_else_is_refused(tmp_path):
+    run(tmp_path / "table", seeds=1)
+    with pytest.raises(ConfigError, match="names code"):
+        resume_comparison(tmp_path / "table")
+
+
+def test_a_student_that_diverges_is_left_out_and_told(tmp_path):
+    told = []
+    result = run(
+        tmp_path / "table",
+        seeds=1,
+        methods=("st",),
+        axis=("distill.temperature=1e30,4",),
+        observer=lambda event: told.append(event.text) if isinstance(event, Note) else None,
+    )
+    counts = {row["method"]: row["num_seeds"] for row in result["rows"]}
+    assert counts == {"alone": 1, "st, temperature 1e+30": 0, "st, temperature 4": 1}
+    assert any("left out of the table" in text for text in told)
