@@ -15,12 +15,14 @@ _VERBS = (
     ("distill", "distill:distill", "Distil a teacher into a student, by any method."),
     ("evaluate", "using:evaluate", "Measure a saved model on test images."),
     ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
+    ("compare", "compare:compare", "Compare methods over seeds with the student alone, and say what is shown."),
     ("resume", "resume:resume", "Let a run go on that was stopped, from its last checkpoint."),
+    ("verify", "verify:verify", "Check a run's files and numbers, and replay an epoch of its log."),
     ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
     ("bench", "bench:bench", "Time the classic training loop and our own in turns: images/s, memory, bounds."),
     ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
 )
-_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES...", "resume": " RUN"}
+_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES...", "resume": " RUN", "verify": " RUN"}
 _LISTS = ("methods", "models", "datasets", "recipes")
 
 _EXAMPLES = {
@@ -42,9 +44,16 @@ _EXAMPLES = {
     "predict": """\
   distillab predict runs/student photos/ > predictions.csv
   distillab predict runs/student cat.png dog.png --json""",
+    "compare": """\
+  distillab compare --recipe digits-modern --methods st,mbd-soft --seeds 3 --dry-run
+  distillab compare --recipe digits-modern --methods st --axis distill.temperature=2,4,8 --seeds 5
+  distillab compare --recipe cifar10-cnn-modern --teacher runs/teacher --output runs/table""",
     "resume": """\
   distillab resume runs/student
   distillab train --recipe digits-modern --output runs/student --resume auto""",
+    "verify": """\
+  distillab verify runs/student
+  distillab verify runs/student --json > verification.json""",
     "demo": """\
   distillab demo --output runs/demo --json > demo.json""",
     "bench": """\

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distillab.checks import check_classes
 from distillab.errors import ConfigError, NonFiniteLossError
@@ -40,6 +40,11 @@ class Trained:
     def validation(self) -> Evaluation | None:
         """Of the resulting weights."""
         return self.stages[-1].validation
+
+    @property
+    def last(self) -> Mapping[str, Tensor] | None:
+        """The weights of the last step, where their moving average is the result."""
+        return self.stages[-1].last
 
     @property
     def best(self) -> Best | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from distillab.compare.conduct import is_complete, read_result
 from distillab.compare.plan import ComparisonPlan
 from distillab.report.statistics import Run, as_rows, compare, sentences
-
-_TEACHERS_APART = 2**32  # seeds are below 2^31
 
 RESULT_FORMAT = 1
 
@@ -24,7 +23,8 @@ def comparison_result(plan: ComparisonPlan) -> dict[str, Any]:
 
     Returns:
         "rows" (one a row, see `statistics.as_rows`, with its "table", "model", mean "nll", "ece", "agreement",
-        "top1_best_mean" of the weights that validation chose, "parameters", "macs" and "run_dirs"), "sentences",
+        "top1_last_mean" of the last step's weights where their average is the result, "top1_best_mean" of those that
+        validation chose, "parameters", "macs" and "run_dirs"), "sentences",
         "winner" by table, and "output"; ready for JSON.
 
     Raises:
@@ -59,15 +59,29 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _runs(plan: ComparisonPlan) -> dict[str, dict[str, dict[int, Run]]]:
-    """Accuracy and time of each run, by table, row, and teacher and seed: rows are paired over both."""
-    tables: dict[str, dict[str, dict[int, Run]]] = {}
+    """Accuracy and time by table, row and seed, each a mean over the teachers.
+
+    With another teacher a seed's student has the same initial weights and order, and the student alone is the very same:
+    counted as runs of their own they would make every interval too narrow. A seed that misses a teacher is left out.
+    """
+    found: dict[str, dict[str, dict[int, list[Run]]]] = {}
     for run in plan.runs:
-        seeds = tables.setdefault(run.table, {}).setdefault(run.row, {})
+        seeds = found.setdefault(run.table, {}).setdefault(run.row, {})
         if is_complete(run.folder):
             result = read_result(run.folder)
-            key = run.teacher * _TEACHERS_APART + run.seed
-            seeds[key] = Run(result["test"]["top1"], result["timing"]["seconds"])
-    return tables
+            seeds.setdefault(run.seed, []).append(Run(result["test"]["top1"], result["timing"]["seconds"]))
+    teachers = len({run.teacher for run in plan.runs})
+    return {
+        table: {
+            row: {seed: _mean(runs) for seed, runs in seeds.items() if len(runs) == teachers}
+            for row, seeds in rows.items()
+        }
+        for table, rows in found.items()
+    }
+
+
+def _mean(runs: list[Run]) -> Run:
+    return Run(fmean(run.top1 for run in runs), fmean(run.seconds for run in runs))
 
 
 def _means(plan: ComparisonPlan, table: str, row: str) -> dict[str, Any]:
@@ -85,6 +99,7 @@ def _means(plan: ComparisonPlan, table: str, row: str) -> dict[str, Any]:
         "ece": mean("test", "ece"),
         "teacher_agreement": mean("test", "teacher_agreement"),
         "top1_where_teacher_wrong": mean("test", "top1_where_teacher_wrong"),
+        "top1_last_mean": mean("last", "test", "top1"),
         "top1_best_mean": mean("best", "test", "top1"),
         "parameters": mean("cost", "parameters"),
         "macs": mean("cost", "macs"),

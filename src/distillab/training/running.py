@@ -177,7 +177,10 @@ class StageRun:
             guard.check()
         self.release()
         student = self.stage.learner.student
+        last = None
         if self._average is not None:
+            if self.stage.final:
+                last = {name: tensor.clone() for name, tensor in student.state_dict().items()}
             student.load_state_dict(self._average.model.state_dict())
         if self._watch.patience is not None and self._watch.best is not None:
             student.load_state_dict(self._watch.best.state)
@@ -193,6 +196,7 @@ class StageRun:
             seconds=self.seconds + time.perf_counter() - started,
             history=tuple(self._history),
             best=self._watch.best if self.stage.final else None,
+            last=last,
             validation=after,
             validation_before_recalibration=before,
         )

@@ -81,6 +81,7 @@ class StageReport:
         seconds: Wall time, validation included; students that are trained together share the time of what they share.
         history: One record an epoch.
         best: None without validation, and where another stage of the same student follows.
+        last: Weights of the last step, where their moving average takes their place; None elsewhere.
         validation: Of the weights that the stage ends with; None without validation or where it stops at a layer.
         validation_before_recalibration: The same, with BatchNorm statistics as training left them.
     """
@@ -94,6 +95,7 @@ class StageReport:
     seconds: float
     history: tuple[Mapping[str, float], ...] = ()
     best: Best | None = None
+    last: dict[str, Tensor] | None = None
     validation: Evaluation | None = None
     validation_before_recalibration: Evaluation | None = None
 

@@ -1,0 +1,348 @@
+"""What a comparison over seeds may claim: means, paired differences, ranks, and the sentences that follow from them.
+
+What varies is the seed: every test is a paired t test, two-sided, over the seeds that two methods share. Of accuracies,
+fractions 0..1, larger is better. `docs/statistics.md` says why it is so, and what it cannot say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
+
+from distillab.errors import ConfigError
+
+BASELINES = {"alone": "the student alone", "st": "st"}
+"""Methods that the others are held against where a table has them, and what a sentence calls them."""
+
+SIGNIFICANCE = 0.05
+"""A corrected p-value below it shows a difference; an interval misses the truth this often."""
+
+_POWER = 0.8
+_ROUNDING = 1e-12  # relative: a spread below it is what subtracting floats leaves of equal differences
+
+Interval = tuple[float, float]
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        top1: Test accuracy, 0..1.
+        seconds: Of training, on the device that all runs of the table had.
+    """
+
+    top1: float
+    seconds: float
+
+
+Runs = Mapping[str, Mapping[int, Run]]
+"""A table: method, then seed, then run. A run that diverged is not there."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method by itself.
+
+    Attributes:
+        num_seeds: How many runs it has.
+        mean: None without a run.
+        std: Over seeds, with n - 1; None with less than two runs.
+        interval: 95 % t-interval of the mean, (low, high); None with less than two runs or if all are equal.
+        seconds: Mean training time; None without a run.
+    """
+
+    num_seeds: int
+    mean: float | None
+    std: float | None
+    interval: Interval | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method less a baseline, over the seeds that both have.
+
+    Attributes:
+        method: Who is compared.
+        baseline: With whom.
+        num_pairs: Seeds that both have.
+        extra_seconds: Mean of how much longer the method trains; None without a pair.
+        mean: Of the differences in accuracy; None without a pair.
+        std: Of these differences, with n - 1; None with less than two pairs.
+        interval: 95 % t-interval of this mean by itself, (low, high), not corrected for the other comparisons.
+        p_value: Of the paired t test. It and the interval are None with less than two pairs, or if all differences are
+            equal: then their variance of zero is an accident, and no certainty.
+        corrected_p_value: Holm's, over the comparisons that were made together.
+    """
+
+    method: str
+    baseline: str
+    num_pairs: int
+    extra_seconds: float | None
+    mean: float | None
+    std: float | None
+    interval: Interval | None
+    p_value: float | None
+    corrected_p_value: float | None = None
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no difference shown"]:
+        """What is shown of the method, by the corrected p-value."""
+        if self.mean is None or self.corrected_p_value is None or self.corrected_p_value >= SIGNIFICANCE:
+            return "no difference shown"
+        return "better" if self.mean > 0 else "worse"
+
+    @property
+    def points_per_extra_minute(self) -> float | None:
+        """Percentage points gained (negative: lost) a minute that the method trains longer; None if it does not.
+
+        It is as uncertain as the difference, and means nothing if the extra time is within the noise of the clock.
+        """
+        if self.mean is None or self.extra_seconds is None or self.extra_seconds <= 0:
+            return None
+        return 100 * self.mean / (self.extra_seconds / 60)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is known of a table.
+
+    Attributes:
+        summaries: By method.
+        versus: By baseline, then by method. The comparisons with one baseline are corrected together. Two baselines are
+            compared once, under the first of them.
+        ranks: By method; see `rank_intervals`.
+    """
+
+    summaries: Mapping[str, Summary]
+    versus: Mapping[str, Mapping[str, Difference]]
+    ranks: Mapping[str, tuple[int, int]]
+
+    @property
+    def winner(self) -> str | None:
+        """The method that is shown to be better than every other; None where there is none."""
+        return next((method for method, rank in self.ranks.items() if rank == (1, 1) and len(self.ranks) > 1), None)
+
+
+def compare(runs: Runs) -> Comparison:
+    """Describe methods, hold them against the baselines, and rank them as far as they are separated.
+
+    Args:
+        runs: Of all methods, the student alone among them. Seeds may be missing.
+
+    Raises:
+        ConfigError: A value is not finite (also a ValueError).
+    """
+    for method, by_seed in runs.items():
+        for seed, run in by_seed.items():
+            if not all(map(math.isfinite, run)):
+                where = f"{method}, seed {seed}"
+                raise ConfigError(f"{run} cannot be compared", where=where, hint="leave out runs that diverged")
+    versus = {}
+    others = list(runs)
+    for baseline in [name for name in BASELINES if name in runs]:
+        others.remove(baseline)
+        versus[baseline] = {d.method: d for d in differences(runs, [(method, baseline) for method in others])}
+    summaries = {method: summarise(by_seed.values()) for method, by_seed in runs.items()}
+    return Comparison(summaries, versus, rank_intervals(runs))
+
+
+def summarise(runs: Collection[Run]) -> Summary:
+    """Mean, standard deviation and 95 % t-interval of the mean.
+
+    Args:
+        runs: Of one method, one a seed.
+    """
+    values = [run.top1 for run in runs]
+    mean, std, interval, _ = _t_test(values, scale=max(map(abs, values), default=0.0))
+    return Summary(len(values), mean, std, interval, fmean(run.seconds for run in runs) if runs else None)
+
+
+def differences(runs: Runs, pairs: Iterable[tuple[str, str]]) -> list[Difference]:
+    """Test pairs of methods, and correct their p-values together.
+
+    Args:
+        runs: Of all methods.
+        pairs: (method, baseline) each.
+    """
+    found = [_difference(runs, method, baseline) for method, baseline in pairs]
+    corrected = holm([d.p_value for d in found])
+    return [replace(d, corrected_p_value=p) for d, p in zip(found, corrected, strict=True)]
+
+
+def _difference(runs: Runs, method: str, baseline: str) -> Difference:
+    seeds = runs[method].keys() & runs[baseline].keys()
+    pairs = [(runs[method][seed], runs[baseline][seed]) for seed in seeds]
+    extra_seconds = fmean(ours.seconds - theirs.seconds for ours, theirs in pairs) if pairs else None
+    scale = max((abs(run.top1) for pair in pairs for run in pair), default=0.0)
+    tested = _t_test([ours.top1 - theirs.top1 for ours, theirs in pairs], scale)
+    return Difference(method, baseline, len(pairs), extra_seconds, *tested)
+
+
+def _t_test(sample: Sequence[float], scale: float) -> tuple[float | None, float | None, Interval | None, float | None]:
+    """Mean, standard deviation, interval of the mean, p-value of a mean of zero; None for what cannot be had.
+
+    Source: Student 1908, Biometrika 6, 1-25: (mean - truth) / (std / sqrt(n)) follows t with n - 1 degrees of freedom.
+    """
+    n = len(sample)
+    if n < 2:
+        return (fmean(sample) if sample else None), None, None, None
+    mean, std = fmean(sample), stdev(sample)
+    if std <= _ROUNDING * scale:
+        return mean, 0.0, None, None
+    from scipy.special import stdtr, stdtrit  # the same as in scipy.stats, without its long import
+
+    error = std / math.sqrt(n)
+    half = float(stdtrit(n - 1, 1 - SIGNIFICANCE / 2)) * error
+    return mean, std, (mean - half, mean + half), 2 * float(stdtr(n - 1, -abs(mean) / error))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values, so that the chance of any false difference among them stays below the significance.
+
+    The smallest of m is taken times m, the next times m - 1, and so on; none becomes smaller than the one before it, or
+    larger than 1. It holds however the tests depend on each other.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+
+    Args:
+        p_values: 0..1 each; None, a comparison that could not be tested, counts in m and comes last.
+
+    Returns:
+        The corrected ones in the same order; None stays.
+    """
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(sorted((p, i) for i, p in enumerate(p_values) if p is not None)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def rank_intervals(runs: Runs) -> dict[str, tuple[int, int]]:
+    """The best and the worst rank that each method may have; 1 is the best.
+
+    All pairs are tested and corrected together. The best rank is 1 more than there are methods shown to be better, the
+    worst is the number of methods less those shown to be worse. So 1 to 1 beats every other method, and where nothing
+    is separated each has 1 to the last.
+
+    Source: Klein, Wright, Wieczorek 2020, Journal of the Royal Statistical Society A 183, 589-606.
+
+    Args:
+        runs: Of all methods. One without any run gets no rank.
+    """
+    ranked = [method for method, by_seed in runs.items() if by_seed]
+    ranks = {method: (1, len(ranked)) for method in ranked}
+    for d in differences(runs, combinations(ranked, 2)):
+        if d.verdict != "no difference shown":
+            upper, lower = (d.method, d.baseline) if d.verdict == "better" else (d.baseline, d.method)
+            ranks[upper] = (ranks[upper][0], ranks[upper][1] - 1)
+            ranks[lower] = (ranks[lower][0] + 1, ranks[lower][1])
+    return ranks
+
+
+def detectable_difference(family: Collection[Difference]) -> float | None:
+    """How large a true difference must be to be found with a probability of 80 %.
+
+    The spread of the differences is pooled; the significance is that of Holm's first step, and the number of pairs the
+    largest there is: where there are fewer it takes even more. The test then follows the noncentral t distribution.
+
+    Args:
+        family: Comparisons that were corrected together.
+
+    Returns:
+        As accuracies, 0..1; None where nothing could be tested.
+    """
+    spreads = [(d.num_pairs, d.std) for d in family if d.p_value is not None and d.std is not None]
+    if not spreads:
+        return None
+    from scipy.special import nctdtrinc, stdtrit
+
+    pooled = math.sqrt(sum((n - 1) * std**2 for n, std in spreads) / sum(n - 1 for n, _ in spreads))
+    n = max(n for n, _ in spreads)
+    threshold = stdtrit(n - 1, 1 - SIGNIFICANCE / (2 * len(family)))
+    return float(nctdtrinc(n - 1, 1 - _POWER, threshold)) * pooled / math.sqrt(n)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """The headline in words: who differs from each baseline, of whom that is not shown, and whether anybody wins.
+
+    Args:
+        comparison: Of a table.
+    """
+    found = [line for name, family in comparison.versus.items() for line in _about(BASELINES[name], family.values())]
+    if comparison.winner:
+        found.append(f"{comparison.winner} is shown to be better than every other method of the table.")
+    elif len(comparison.ranks) > 1:
+        best = ", ".join(method for method, (first, _) in comparison.ranks.items() if first == 1)
+        found.append(f"No method is shown to be better than every other; the best may be any of {best}.")
+    return found
+
+
+def _about(name: str, family: Collection[Difference]) -> list[str]:
+    found = []
+    if family and not any(d.verdict == "better" for d in family):
+        found.append(f"No method is shown to beat {name} with {_seeds(max(d.num_pairs for d in family))}.")
+    shown = [d for d in family if d.verdict != "no difference shown"]
+    found += [_claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
+    if unclear := ", ".join(d.method for d in family if d not in shown):
+        detectable = detectable_difference(family)
+        why = (
+            "testing takes two seeds or more that both have, and differences that are not all equal"
+            if detectable is None
+            else f"a difference must be about {100 * detectable:.2f} points to be found four times out of five"
+        )
+        found.append(f"No difference to {name} is shown for {unclear}: {why}.")
+    return found
+
+
+def _claim(difference: Difference, name: str) -> str:
+    mean, interval, p = difference.mean, difference.interval, difference.corrected_p_value
+    assert mean is not None and interval is not None and p is not None  # noqa: PT018 - a verdict needs all of them
+    low, high = sorted(100 * abs(end) for end in interval)
+    return (
+        f"{difference.method} {'beats' if mean > 0 else 'is worse than'} {name} by {100 * abs(mean):.2f} points "
+        f"(95 % interval {low:.2f} to {high:.2f}, corrected p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}, "
+        f"{_seeds(difference.num_pairs)})."
+    )
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A comparison as plain values, ready for JSON.
+
+    Args:
+        comparison: Of a table.
+
+    Returns:
+        One row a method: `method`, `num_seeds`, `top1_mean`, `top1_std`, `top1_interval`, `seconds_mean`, `rank` (best,
+        worst), `versus_alone` and `versus_st`: `difference`, `interval`, `p_value`, `corrected_p_value`, `num_pairs`,
+        `verdict`, `points_per_extra_minute`. Accuracies are 0..1; what there is not is None.
+    """
+    return [
+        {
+            "method": method,
+            "num_seeds": summary.num_seeds,
+            "top1_mean": summary.mean,
+            "top1_std": summary.std,
+            "top1_interval": summary.interval,
+            "seconds_mean": summary.seconds,
+            "rank": comparison.ranks.get(method),
+            **{f"versus_{name}": _versus(comparison.versus.get(name, {}).get(method)) for name in BASELINES},
+        }
+        for method, summary in comparison.summaries.items()
+    ]
+
+
+def _versus(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    names = ("interval", "p_value", "corrected_p_value", "num_pairs", "verdict", "points_per_extra_minute")
+    return {"difference": difference.mean, **{name: getattr(difference, name) for name in names}}
