@@ -169,3 +169,10 @@ def test_the_network_is_not_needed_to_import_or_list():
         "distillab.models.catalog, distillab.methods.base"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_changelog_names_the_version_of_the_numerics():
+    from distillab.runtime.reproducibility import NUMERICS
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"(`NUMERICS` in `runtime/reproducibility.py`) is {NUMERICS}." in changelog
