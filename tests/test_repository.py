@@ -18,7 +18,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A file imports from its own layer's package and from layers above it in this list, never from below.
 LAYERS = [
     ["errors", "__init__"],
-    ["settings", "tensors", "outside_code", "runtime.events", "runtime.files", "runtime.interruption"],
+    [
+        "settings",
+        "tensors",
+        "outside_code",
+        "report.statistics",
+        "runtime.events",
+        "runtime.files",
+        "runtime.interruption",
+    ],
     ["data.config", "training.config"],
     ["methods.base", "models.catalog"],
     ["stages"],
@@ -41,7 +49,7 @@ LAYERS = [
     ["outcome"],
     ["run", "inference"],
     ["resume"],
-    ["preview", "demo", "api", "listing", "doctor", "bench", "compare"],
+    ["preview", "demo", "api", "listing", "doctor", "bench", "compare", "run_files", "replay", "verify"],
     ["report"],
     ["terminal"],
     ["commands"],

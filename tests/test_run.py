@@ -137,6 +137,18 @@ def test_best_on_validation_stands_beside_the_last(tmp_path):
     assert file.name == ("student.safetensors" if lowest["epoch"] == 12 else "student-best.safetensors")
 
 
+def test_the_last_steps_weights_stand_beside_their_average(tmp_path):
+    training = {**tiny.RECIPE["training"], "ema_decay": 0.9}
+    averaged = train(tmp_path / "averaged", training=training)
+    plain = train(tmp_path / "plain")
+    assert averaged.summary["last"]["weights"] == "student-last.safetensors"
+    assert averaged.summary["last"]["test"] == plain.summary["test"]  # an average does not change what it follows
+    last = load_model(tmp_path / "averaged" / "student-last.safetensors", allow_code=True).state_dict()
+    wanted = load_model(tmp_path / "plain" / "student.safetensors", allow_code=True).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in last.items())
+    assert plain.summary["last"] is None
+
+
 def test_without_validation_nothing_is_chosen(tmp_path):
     summary = train(tmp_path / "run", split={"validation_fraction": 0.0}).summary
     assert summary["validation"] is None

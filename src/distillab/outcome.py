@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distillab import __version__
 from distillab.config import DistillConfig, TrainConfig, regime_of
@@ -101,6 +102,7 @@ def _outcome(scene: Scene, trained: Trained, role: Role) -> dict[str, Any]:
         "validation": validation.as_dict() if validation else None,
         "validation_before_recalibration": before.as_dict() if before else None,
         "best": _best(scene, trained, role, {"test": test, "weights": weights}),
+        "last": _tested(scene, trained.model, f"{role}-last", trained.last) if trained.last is not None else None,
         "cost": _cost(trained.model, scene.feed.image_size),
     }
 
@@ -118,14 +120,16 @@ def _best(scene: Scene, trained: Trained, role: Role, last: dict[str, Any]) -> d
     stopped_early = scene.config.training.early_stop_patience is not None  # then the best weights are back already
     if stopped_early or best.epoch == trained.stages[-1].epochs:
         return record | last
-    kept = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
-    trained.model.load_state_dict(best.state)
-    recalibrated(trained.model, scene.feed, regime_of(scene.config), scene.place.compute)
-    record |= {
-        "test": scene.test(trained.model).as_dict(),
-        "weights": save_model(scene, f"{role}-best", trained.model),
-    }
-    trained.model.load_state_dict(kept)
+    return record | _tested(scene, trained.model, f"{role}-best", best.state)
+
+
+def _tested(scene: Scene, model: nn.Module, name: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Save and test other weights of a model, which has its own again afterwards."""
+    kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    recalibrated(model, scene.feed, regime_of(scene.config), scene.place.compute)
+    record = {"test": scene.test(model).as_dict(), "weights": save_model(scene, name, model)}
+    model.load_state_dict(kept)
     return record
 
 
@@ -189,5 +193,22 @@ def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Mo
     if scene.run_dir is None:
         return RunResult(None, summary, models)
     scene.run_dir.write_metrics_table()
+    summary["files"] = _hashes(scene.run_dir.path)
     scene.run_dir.write_json("result.json", summary)
     return RunResult(scene.run_dir.path, summary, models)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the log and the weights. Of the settings `run_sha256` is one, less those of place and device."""
+    paths = [folder / "metrics.jsonl", folder / "metrics.csv", *sorted(folder.glob("*.safetensors"))]
+    return {path.name: file_sha256(path) for path in paths}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def run_together(
     cache: LogitsCache | None = None,
     group: Path | None = None,
     resumed: Resumed | None = None,
+    ready: Callable[[Scene, Mapping[Role, nn.Module]], None] | None = None,
 ) -> list[RunResult | NonFiniteLossError]:
     """Carry out some runs at the same time on the same batches, each teacher being asked once a batch.
 
@@ -94,6 +95,7 @@ def run_together(
         group: The folder that holds all run folders, and takes the checkpoints that they have in common; None: one run
             has its own, several have none.
         resumed: The runs go on; None: they are new.
+        ready: Is called for each run before its first step, with its surroundings and its models.
 
     Returns:
         Of each run its result, or why it ended before its time.
@@ -117,6 +119,9 @@ def run_together(
             elif save_run:
                 one.scene.begin(one.label, command)
         _keep(scenes, group, resumed)
+        if ready is not None:
+            for one in runs:
+                ready(one.scene, one.models)
         taught = [teachers.taught(one.scene) for one in runs]
         outcomes = carry_out_together([one.job() for one in runs])
         return [one.end(outcome, teacher) for one, outcome, teacher in zip(runs, outcomes, taught, strict=True)]

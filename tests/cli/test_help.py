@@ -18,6 +18,7 @@ VERBS = (
     ("bench",),
     ("evaluate",),
     ("predict",),
+    ("verify",),
     ("demo",),
     ("doctor",),
     ("list",),

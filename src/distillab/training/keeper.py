@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from distillab.errors import CheckpointError, Interrupted
@@ -64,6 +65,11 @@ class Keeper:
         return time.monotonic() - self._started
 
     @property
+    def asked(self) -> Signals | None:
+        """The signal by which somebody wants the run to stop, or None."""
+        return self._interruption.asked
+
+    @property
     def newest(self) -> Path | None:
         """The newest checkpoint."""
         return self._newest
@@ -96,12 +102,12 @@ class Keeper:
         self._phases.append(phase)
         with self._interruption.heard():
             yield phase
-        if self._interruption.asked is not None:  # after the last step, while the models were finished
+        if self.asked is not None:  # after the last step, while the models were finished
             self.save(before + phase.steps)
 
     def is_due(self) -> bool:
         """Whether the state is to be saved after this step."""
-        return self._interruption.asked is not None or time.monotonic() - self._last_save >= self._interval_seconds
+        return self.asked is not None or time.monotonic() - self._last_save >= self._interval_seconds
 
     def save(self, step: int) -> None:
         """Save the state; stop if somebody wants that.
@@ -118,11 +124,11 @@ class Keeper:
             self._newest = self._folder.save(step, state, self._made_by)
             self._last_step = step
         self._last_save = time.monotonic()
-        if self._interruption.asked is not None:
-            name = "Ctrl-C" if self._interruption.asked.name == "SIGINT" else self._interruption.asked.name
+        if self.asked is not None:
+            name = "Ctrl-C" if self.asked.name == "SIGINT" else self.asked.name
             raise Interrupted(
                 f"stopped by {name} after step {step:,} of the run; it is saved",
-                signal_number=self._interruption.asked,
+                signal_number=self.asked,
                 where=str(self._newest),
                 hint=self._go_on,
             )
