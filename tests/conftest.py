@@ -2,4 +2,6 @@
 
 import os
 
+import hypothesis  # noqa: F401 - first imported by its plugin at the end, it would warn of what tests did to the collector
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; processes that tests start inherit it

@@ -180,6 +180,19 @@ def test_a_loaders_order_hangs_on_the_seed_and_not_on_the_callers_generator():
     assert not torch.equal(trained(1, seed=1), reference)
 
 
+def test_weights_do_not_hang_on_the_number_of_a_loaders_workers():
+    def trained(workers):
+        torch.manual_seed(0)
+        model = tiny.TinyNet(3)
+        loader = DataLoader(shuffled_loader().dataset, batch_size=24, shuffle=True, num_workers=workers)
+        train(model, loader, **{**FOR_LOADERS, "epochs": 2})
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    reference = trained(0)
+    assert torch.equal(trained(1), reference)
+    assert torch.equal(trained(2), reference)
+
+
 def test_the_teachers_modes_are_put_back():
     teacher = tiny.TinyNet(3).train()
     teacher.second.eval()

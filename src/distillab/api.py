@@ -259,7 +259,7 @@ def _feed(
 
 def _refuse_without_effect(config: RunConfig, *, is_loader: bool) -> None:
     reasons = {
-        **dict.fromkeys(("output", "cache_gib", "checkpoint"), "nothing is written"),
+        **dict.fromkeys(("output", "cache_gib", "checkpoint", "track"), "nothing is written"),
         **dict.fromkeys(_OPENING, "the images are given"),
     }
     if is_loader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import Field
@@ -56,6 +56,9 @@ class RunConfig(Section):
         None, ge=0.0, le=4096.0, description="Stream image sets larger than this; chosen by the device if not given."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; one a core if not given.")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="Show the run's numbers in these tools as well: tensorboard, wandb, mlflow."
+    )
     split: SplitConfig = Field(default_factory=SplitConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -17,7 +17,10 @@ from distillab.models.weights import weights_sha256
 from distillab.runtime.device import Compute
 from distillab.runtime.reproducibility import NUMERICS
 
-_OF_THE_PLACE = ("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib", "checkpoint")
+_OF_THE_PLACE = (
+    *("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib"),
+    *("checkpoint", "track"),
+)
 _WITHOUT_INFLUENCE = ("distillab", "torch")
 
 

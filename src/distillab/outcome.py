@@ -195,6 +195,7 @@ def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Mo
     scene.run_dir.write_metrics_table()
     summary["files"] = _hashes(scene.run_dir.path)
     scene.run_dir.write_json("result.json", summary)
+    scene.trackers.result(summary)
     return RunResult(scene.run_dir.path, summary, models)
 
 

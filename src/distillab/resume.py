@@ -149,7 +149,13 @@ def _environment(run_dir: Path) -> dict[str, Any]:
 
 
 def _read_result(run_dir: Path) -> dict[str, Any]:
-    return _read_json(run_dir / "result.json")
+    path = run_dir / "result.json"
+    record = _read_json(path)
+    wanted = {"model": str, "noise": str, "test": dict, "timing": dict}
+    missing = [name for name, kind in wanted.items() if not isinstance(record.get(name), kind)]
+    if missing:
+        raise CheckpointError(f"damaged: it has no {missing[0]}", where=str(path), hint="copy the run folder again")
+    return record
 
 
 def _read_json(path: Path) -> dict[str, Any]:

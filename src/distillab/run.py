@@ -119,6 +119,8 @@ def run_together(
             elif save_run:
                 one.scene.begin(one.label, command)
         _keep(scenes, group, resumed)
+        for scene in scenes:
+            scene.track()
         if ready is not None:
             for one in runs:
                 ready(one.scene, one.models)

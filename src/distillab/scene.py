@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillab.config import AnyConfig, TrainConfig, shared_settings, to_toml
+from distillab.config import AnyConfig, TrainConfig, settings_of, shared_settings, to_toml
 from distillab.data.catalog import open_dataset
 from distillab.data.config import AugmentConfig
 from distillab.data.dataset import Dataset
@@ -26,8 +26,10 @@ from distillab.preparation import Workplace
 from distillab.runtime.device import choose_compute, computing
 from distillab.runtime.events import Event, Note, Observer, RunStarted
 from distillab.runtime.files import write_text
+from distillab.runtime.interruption import resume_command
 from distillab.runtime.reproducibility import seeded
 from distillab.runtime.run_dir import RunDir, check_free
+from distillab.runtime.trackers.tracking import Trackers, check_installed
 from distillab.stages import find_plan
 from distillab.training.config import Role
 from distillab.training.stage import Feed
@@ -48,6 +50,7 @@ class Scene:
         run_sha256: The same as a hash; equal for runs that give equal results.
         started: When the run was asked for, by `time.perf_counter`.
         test_logits: The teacher's on the test set, once they are known.
+        trackers: Show the run's numbers elsewhere.
     """
 
     config: AnyConfig
@@ -60,6 +63,7 @@ class Scene:
     run_sha256: str = ""
     started: float = field(default_factory=time.perf_counter)
     test_logits: Tensor | None = None
+    trackers: Trackers = field(default_factory=Trackers)
 
     def build(self, spec: str, role: Role) -> nn.Module:
         """A new model, its initial weights drawn from the run's seed and its role.
@@ -118,6 +122,16 @@ class Scene:
             run_dir.describe(command=command, device=self.place.compute.device, threads=torch.get_num_threads())
         self._use(run_dir)
 
+    def track(self) -> None:
+        """Begin to show the run elsewhere, or go on with that, if it has a folder: once nothing speaks against it.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        if self.run_dir is not None:
+            settings, observer = settings_of(self.config), self.place.observer
+            self.trackers = Trackers.start(self.config.track, self.run_dir.path, settings, observer)
+
     def _use(self, run_dir: RunDir) -> None:
         self.run_dir = run_dir
         observer, log = self.place.observer, run_dir.log
@@ -126,8 +140,12 @@ class Scene:
             observer(event)
             log(event)
 
-        self.place = replace(self.place, record=run_dir.append_metrics, observer=observe)
-        observe(RunStarted(run_dir.path))
+        def record(line: Mapping[str, Any]) -> None:
+            run_dir.append_metrics(line)
+            self.trackers.epoch(line)
+
+        self.place = replace(self.place, record=record, observer=observe)
+        observe(RunStarted(run_dir.path, resume_command(run_dir.path, allow_code=self.allow_code)))
         log(Note(self._how()))  # not for the screen: runs that are carried out together would all say it
 
     def _how(self) -> str:
@@ -144,7 +162,9 @@ class Scene:
                 self.run_dir.log(Note(error.message))
 
     def close(self) -> None:
-        """Give the run folder free."""
+        """Let the trackers go, and give the run folder free."""
+        with suppress(StorageError):  # the log may not take what went wrong with one
+            self.trackers.end()
         if self.run_dir:
             self.run_dir.release()
 
@@ -196,6 +216,7 @@ def open_scenes(
     """
     first = configs[0]
     for other in configs[1:]:
+        check_installed(other.track)
         theirs = shared_settings(other)
         for name, value in shared_settings(first).items():
             _check_shared(name, value, theirs[name])
@@ -237,6 +258,7 @@ def open_scene(
 
     The run folder is looked at and left alone: a run that fails before `Scene.begin` leaves nothing behind.
     """
+    check_installed(config.track)
     compute = choose_compute(config.device, config.training.precision)
     if config.output is not None:
         check_free(config.output)

@@ -28,7 +28,6 @@ from distillab.runtime.events import (
     describe_values,
     in_words,
 )
-from distillab.runtime.interruption import resume_command
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -53,6 +52,7 @@ class Screen:
         self.quiet = False
         self.json = False
         self.run_dir: Path | None = None
+        self._resume: str | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Observer]:
@@ -72,7 +72,7 @@ class Screen:
 
             def observe(event: Event) -> None:
                 if isinstance(event, RunStarted) and self.run_dir is None:  # those that follow are parts of it
-                    self.run_dir = event.run_dir
+                    self.run_dir, self._resume = event.run_dir, event.resume
                 show(event)
 
             yield observe
@@ -108,8 +108,8 @@ class Screen:
         self._say_how_to_go_on()
 
     def _say_how_to_go_on(self) -> None:
-        if self.run_dir is not None:
-            self.err.out(f"  then:  {printable(resume_command(self.run_dir, allow_code=False))}", highlight=False)
+        if self._resume is not None:
+            self.err.out(f"  then:  {printable(self._resume)}", highlight=False)
 
     def _draw(self, table: Table) -> None:
         from rich import box

@@ -45,7 +45,7 @@ def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, mo
 def test_a_bug_in_a_run_is_kept_in_its_folder(command: shell.Command, tmp_path: Path) -> None:
     def program(words: Sequence[str], screen: Screen) -> None:
         with screen.watching() as observe:
-            observe(RunStarted(tmp_path))
+            observe(RunStarted(tmp_path, "distillab resume run"))
             raise ZeroDivisionError
 
     assert command(program=program).err.endswith(f"  where: {tmp_path / 'traceback.txt'}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distillab.data.config import SplitConfig
 from distillab.data.dataset import Dataset, ImageSet
-from distillab.errors import ConfigError, DataError, nearest
+from distillab.errors import ConfigError, DataError, DistillabError, nearest
 from distillab.outside_code import find_function, names_code
 from distillab.runtime.events import Note, Observer, silent
 
@@ -158,7 +158,16 @@ def _open_code(target: str, allow_code: bool, observer: Observer) -> Dataset:
             hint="read that code; if you trust it, add --allow-code",
         )
     observer(Note(f"running {target} for the data"))
-    opened = find_function(target, where="data")()
+    function = find_function(target, where="data")
+    try:
+        opened = function()
+    except DistillabError:
+        raise
+    # Whatever somebody's function raises, it is the function that could not give the images.
+    except Exception as error:
+        raise DataError(
+            f"{target} raised {type(error).__name__}: {error}", where="data", hint="it is called without arguments"
+        ) from error
     if not isinstance(opened, Dataset):
         raise ConfigError(
             f"{target} returned a {type(opened).__name__}, not a Dataset",

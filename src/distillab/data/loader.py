@@ -130,10 +130,11 @@ class LoaderBatches:
 
     def _items(self, view: int) -> Iterator[Any]:
         """What the loader gives; the caller goes on outside of the seeded regions."""
-        with seeded(self._seed, "loader", view):
-            items = iter(self._loader)
+        items: Iterator[Any] | None = None
         for step in itertools.count():
-            with seeded(self._seed, "loader", view, step):  # here too: samplers draw when first asked
+            # The iterator is made in the first step's region: samplers draw when first asked, and workers ask at once.
+            with seeded(self._seed, "loader", view, step):
+                items = iter(self._loader) if items is None else items
                 try:
                     item = next(items)
                 except StopIteration:

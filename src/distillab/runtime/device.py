@@ -74,8 +74,8 @@ def choose_execution(wanted: Execution, device: torch.device, num_steps: int) ->
     """Pick how steps are run: what is quickest in all, warm-up included.
 
     On a GPU a capture costs seconds and compilation a minute or more, so it depends on how many steps there are to
-    pay for them. On a CPU compiled blocks are hardly quicker than the library's own (docs/performance.md), so "auto"
-    does not compile there.
+    pay for them. On a CPU, compilation needs a C++ compiler, which few users have at hand, so "auto" does not compile
+    there.
 
     Args:
         wanted: "auto", or one that is taken as it is.

@@ -9,9 +9,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins and owns its folder; what goes wrong from here on is written down there."""
+    """A run begins and owns its folder; what goes wrong from here on is written down there.
+
+    Attributes:
+        run_dir: The folder.
+        resume: The command by which it goes on if something stops it.
+    """
 
     run_dir: Path
+    resume: str
 
 
 @dataclass(frozen=True)

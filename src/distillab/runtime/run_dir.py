@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import importlib.metadata
@@ -112,7 +113,8 @@ class RunDir:
     def release(self) -> None:
         """Give the folder up to whoever wants to read or resume it."""
         if self._lock.is_locked:
-            (self.path / _LOCK).unlink(missing_ok=True)  # before: who takes it afterwards makes a new one
+            with contextlib.suppress(OSError):  # in a folder that can no longer be written it stays, and says nothing
+                (self.path / _LOCK).unlink()  # before: who takes it afterwards makes a new one
             self._lock.release()
 
     def _remove_leftovers(self) -> None:

@@ -197,7 +197,10 @@ class _Position:
         }
 
     def _load(self, saved: Mapping[str, Any]) -> None:
-        self.epoch, self.step = saved["epoch"], saved["step"]
+        epoch, step = saved["epoch"], saved["step"]
+        if not (type(epoch) is type(step) is int and epoch >= 0 and 0 <= step < self._steps_per_epoch):
+            raise ValueError(f"it is at step {step} of epoch {epoch}, an epoch has {self._steps_per_epoch} steps")
+        self.epoch, self.step = epoch, step
         self.started = time.perf_counter() - saved["seconds"]
         for one, state in zip(self._current, saved["lanes"], strict=True):
             one.load(state, epoch=self.epoch, step=self.step)
