@@ -47,6 +47,7 @@ _EXAMPLES = {
     "compare": """\
   distillab compare --recipe digits-modern --methods st,mbd-soft --seeds 3 --dry-run
   distillab compare --recipe digits-modern --methods st --axis distill.temperature=2,4,8 --seeds 5
+  distillab compare --recipe digits-modern --methods st,mbd-soft --seeds 5 --tune 20
   distillab compare --recipe cifar10-cnn-modern --teacher runs/teacher --output runs/table""",
     "resume": """\
   distillab resume runs/student

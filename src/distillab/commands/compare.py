@@ -1,12 +1,14 @@
 """`distillab compare`."""
 
 # cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from distillab.commands.flags import (
+    COMMAND,
     EVERY_FIELD,
     METHOD,
     AllowCode,
@@ -45,6 +47,22 @@ def compare(
         list[str] | None,
         Parameter(group=METHOD, help="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"),
     ] = None,
+    tune: Annotated[
+        Whole,
+        Parameter(
+            group=METHOD,
+            help="Tune each row, the student alone as well, in so many trials on the validation images (extra: tune).",
+        ),
+    ] = 0,
+    ray: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            group=COMMAND,
+            help="Spread it over the Ray cluster of RAY_ADDRESS, or one that is started here (extra: cluster).",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         Parameter(help="Folder for everything; one that is there goes on, or grows. Made under runs/ if not given."),
@@ -58,31 +76,42 @@ def compare(
     screen: Injected,
 ) -> None:
     """Compare methods over seeds with the student alone, all at the same schedule and budget, and say what is shown."""
+    from distillab.compare.cluster import on_cluster, same_device
     from distillab.compare.estimate import estimate
     from distillab.compare.plan import ComparisonConfig
     from distillab.compare.run import plan_request, run_comparison
 
     screen.quiet, screen.json = quiet, json
     values = load_recipe(recipe, allow_code=allow_code) if recipe else {}
-    given = {"methods": _words(methods), "seeds": seeds, "teacher_seeds": teacher_seeds, "axis": _words(axis)}
+    flags: dict[str, Any] = settings or {}
+    given = {
+        "methods": _words(methods),
+        "seeds": seeds,
+        "teacher_seeds": teacher_seeds,
+        "axis": _words(axis),
+        "tune": tune,
+    }
     comparison = validated(ComparisonConfig, {name: value for name, value in given.items() if value is not None})
-    plan = plan_request(comparison, values, settings or {}, output)
-    if dry_run or not quiet:
+    if ray:
+        flags = same_device(values, flags)
+    plan = plan_request(comparison, values, flags, output)
+    if dry_run or not (quiet or ray):  # how fast the machines of a cluster are is not measured here
         todo = estimate(plan, allow_code=allow_code)
         if dry_run:
             screen.show({**todo, "output": str(plan.folder)}, *estimate_tables(todo), "nothing was trained")
             return
         for part in estimate_tables(todo):
             screen.tell(str(part))
-    with screen.watching() as observer:
+    with screen.watching() as observer, on_cluster(plan.folder, observer) if ray else nullcontext() as spread:
         result = run_comparison(
             comparison,
             values,
-            settings or {},
+            flags,
             output=plan.folder,
             observer=observer,
             command=started_with(),
             allow_code=allow_code,
+            spread=spread,
         )
     show_comparison(screen, result)
 

@@ -1,12 +1,14 @@
-"""A comparison carried out: teachers, then one group after another; what is done already is not done again."""
+"""A comparison carried out: teachers, then groups; what is done already is not done again."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
@@ -24,39 +26,94 @@ from distillab.scene import open_data, run_image_size
 
 Words = Sequence[str]
 
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
-def conduct(
-    plan: ComparisonPlan, *, observer: Observer, command: Words, allow_code: bool, spread: Spread | None = None
-) -> None:
-    """Carry out all runs of a plan that are not complete yet; each leaves a run folder.
+
+@dataclass(frozen=True)
+class Task(Generic[ResultT_co]):
+    """A part of a comparison that any machine can carry out by itself.
+
+    Attributes:
+        title: Says which, in a sentence.
+        config: Settings of one of its runs: how many threads, which device.
+        work: Does it; is given the observer that is told of progress.
+    """
+
+    title: str
+    config: AnyConfig
+    work: Callable[[Observer], ResultT_co]
+
+
+class Spread(Protocol):
+    """Who carries out tasks, in any order, wherever."""
+
+    def __call__(self, tasks: Sequence[Task[ResultT]], /) -> Iterator[ResultT]:
+        """Give the results in the order of the tasks."""
+        ...
+
+
+def one_by_one(observer: Observer) -> Spread:
+    """Carries out tasks here, one after another, each when its result is asked for.
+
+    Args:
+        observer: Is told of progress.
+    """
+
+    def spread(tasks: Sequence[Task[ResultT]], /) -> Iterator[ResultT]:
+        return (task.work(observer) for task in tasks)
+
+    return spread
+
+
+def conduct_teachers(plan: ComparisonPlan, spread: Spread, *, command: Words, allow_code: bool) -> None:
+    """Train the teachers of a plan that are not complete yet.
 
     Args:
         plan: Its runs say where their folders are.
-        observer: Is told of progress.
+        spread: Carries it out.
         command: Words of the command line, for the record.
         allow_code: Settings and weight files may name code that is run.
-        spread: Carries out the groups, on other machines say; None: one after another, here.
+
+    Raises:
+        ConfigError: A folder holds a run of other settings.
+        NonFiniteLossError: A teacher diverged.
+        DistillabError: Whatever a run may raise; what was complete stays.
+    """
+    work = partial(_conduct_teacher, command=command, allow_code=allow_code)
+    for _ in spread([Task(f"teacher {teacher.seed}", teacher, partial(work, teacher)) for teacher in plan.teachers]):
+        pass
+
+
+def _conduct_teacher(config: TrainConfig, observer: Observer, *, command: Words, allow_code: bool) -> None:
+    resume_or_run(config, observer=observer, command=command, allow_code=allow_code)
+
+
+def conduct_groups(plan: ComparisonPlan, spread: Spread, *, command: Words, allow_code: bool) -> None:
+    """Carry out all groups of a plan that are not complete yet; each run leaves a folder.
+
+    Args:
+        plan: Its runs say where their folders are.
+        spread: Carries it out.
+        command: Words of the command line, for the record.
+        allow_code: Settings and weight files may name code that is run.
 
     Raises:
         ConfigError: A folder holds a run of other settings, images, or another teacher.
-        NonFiniteLossError: A teacher diverged. A student that does is left out of the table.
-        DistillabError: Whatever a run may raise; what was complete stays.
+        DistillabError: Whatever a run may raise, but for a student that diverges: it is left out of the table. What
+            was complete stays.
     """
-    for config in plan.teachers:
-        resume_or_run(config, observer=observer, command=command, allow_code=allow_code)
-
-    if spread is not None:
-        spread(plan.groups)
-        return
-    for group in plan.groups:
-        conduct_group(group, observer=observer, command=command, allow_code=allow_code)
-
-
-Spread = Callable[[Sequence[Group]], None]
-"""Carries out groups, in any order, wherever."""
+    work = partial(conduct_group, command=command, allow_code=allow_code)
+    titles = [str(group.folder.relative_to(plan.folder)) for group in plan.groups]
+    tasks = [
+        Task(title, group.runs[0].config, partial(work, group))
+        for title, group in zip(titles, plan.groups, strict=True)
+    ]
+    for _ in spread(tasks):
+        pass
 
 
-def conduct_group(group: Group, *, observer: Observer, command: Words, allow_code: bool) -> None:
+def conduct_group(group: Group, observer: Observer, *, command: Words, allow_code: bool) -> None:
     """Carry out what is missing of a group: go on with what was begun, then begin the rest.
 
     Args:
@@ -66,7 +123,7 @@ def conduct_group(group: Group, *, observer: Observer, command: Words, allow_cod
         allow_code: Settings and weight files may name code that is run.
 
     Raises:
-        DistillabError: As `conduct`.
+        DistillabError: As `conduct_groups`.
     """
     missing = _missing(group, observer, allow_code=allow_code)
     if not missing:
@@ -123,7 +180,7 @@ def _missing(group: Group, observer: Observer, *, allow_code: bool) -> list[Plan
         ConfigError: A complete one was of other settings, images, or another teacher.
     """
     missing = []
-    expected = _Expected(observer, allow_code=allow_code)
+    expected = Expected(observer, allow_code=allow_code)
     for run in group.runs:
         if not is_complete(run.folder):
             missing.append(run)
@@ -136,8 +193,13 @@ def _missing(group: Group, observer: Observer, *, allow_code: bool) -> list[Plan
     return missing
 
 
-class _Expected:
-    """What the runs of a group are by now, their images and teacher looked at once."""
+class Expected:
+    """What runs are by now, their images and teachers looked at once.
+
+    Args:
+        observer: Is told of assumptions.
+        allow_code: Settings and weight files may name code that is run.
+    """
 
     def __init__(self, observer: Observer, *, allow_code: bool) -> None:
         self._observer = observer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -43,6 +43,12 @@ class ComparisonConfig(Section):
     axis: tuple[str, ...] = Field(
         (), description="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"
     )
+    tune: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Tune each row, the student alone as well, in so many trials on validation images.",
+    )
 
     @field_validator("methods")
     @classmethod
@@ -64,6 +70,7 @@ class PlannedRun:
         seed: Its seed.
         teacher: Number of the teacher, from 0.
         config: Its settings; `output` is its folder.
+        tuned: The settings that tuning has found, by dotted name; None for a run of the recipe's own settings.
     """
 
     table: str
@@ -72,6 +79,7 @@ class PlannedRun:
     seed: int
     teacher: int
     config: AnyConfig
+    tuned: Mapping[str, float] | None = None
 
     @property
     def folder(self) -> Path:
@@ -101,11 +109,15 @@ class ComparisonPlan:
         folder: Holds everything.
         teachers: Settings of the teachers' own runs; empty where the teacher is given.
         groups: In the order in which they are carried out.
+        tune: In how many trials each row is tuned; 0: not at all.
+        varied: Settings that an axis varies, by dotted name: they are not tuned.
     """
 
     folder: Path
     teachers: tuple[TrainConfig, ...]
     groups: tuple[Group, ...]
+    tune: int = 0
+    varied: frozenset[str] = frozenset()
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -165,7 +177,14 @@ def plan_comparison(
                 for table, row, method, config in _rows(comparison, recipe, merged(flags, {"seed": seed}))
             ]
             groups += _grouped(runs, home / f"seed-{seed}")
-    return ComparisonPlan(folder, tuple(teachers), tuple(groups))
+    plan = ComparisonPlan(folder, tuple(teachers), tuple(groups), comparison.tune, _varied(comparison))
+    if plan.tune and not all(run.config.split.validation_fraction for run in plan.runs):
+        raise ConfigError(
+            "tuning needs validation images to choose by",
+            where="split.validation_fraction",
+            hint="raise it, say to 0.1, or leave tune out",
+        )
+    return plan
 
 
 def _rows(
@@ -181,7 +200,7 @@ def _rows(
             over = dict(flags)
             for (path, _), value in zip(axes, chosen, strict=True):
                 if _concerns(path, method):
-                    over = merged(over, _nested(path, value))
+                    over = merged(over, nested(path, value))
                     (table if _concerns(path, ALONE) else words).append(f"{path[-1].replace('_', ' ')} {value}")
             config: AnyConfig
             if method == ALONE:
@@ -198,19 +217,33 @@ def _taught_by(config: AnyConfig, teacher: str) -> AnyConfig:
     return config if isinstance(config, TrainConfig) else config.model_copy(update={"teacher": teacher})
 
 
+class _Configured(Protocol):
+    @property
+    def config(self) -> AnyConfig: ...
+
+
+ConfiguredT = TypeVar("ConfiguredT", bound=_Configured)
+
+
+def trained_together(runs: Iterable[ConfiguredT]) -> list[tuple[ConfiguredT, ...]]:
+    """Divide runs into those that share their batches, at most sixteen each."""
+    alike: dict[str, list[ConfiguredT]] = {}
+    for run in runs:
+        alike.setdefault(repr(shared_settings(run.config)), []).append(run)
+    starts = ((part, start) for part in alike.values() for start in range(0, len(part), _LARGEST_GROUP))
+    return [tuple(part[start : start + _LARGEST_GROUP]) for part, start in starts]
+
+
 def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
     """Runs by what they can share, each with a folder of its own in that of its group."""
-    batches: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        batches.setdefault(repr(shared_settings(run.config)), []).append(run)
-    parts = [part for alike in batches.values() for part in _pieces(alike, _LARGEST_GROUP)]
+    parts = trained_together(runs)
     groups = []
     for number, part in enumerate(parts):
         home = folder if len(parts) == 1 else folder.with_name(f"{folder.name}-{number + 1}")
         placed = tuple(
             replace(
                 run,
-                config=run.config.model_copy(update={"output": home / _folder_name(f"{run.row} {run.table}".strip())}),
+                config=run.config.model_copy(update={"output": home / file_name(run.table, run.row)}),
             )
             for run in part
         )
@@ -218,8 +251,8 @@ def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
     return groups
 
 
-def _pieces(runs: Sequence[PlannedRun], size: int) -> Iterator[Sequence[PlannedRun]]:
-    return (runs[start : start + size] for start in range(0, len(runs), size))
+def _varied(comparison: ComparisonConfig) -> frozenset[str]:
+    return frozenset(".".join(_axis(text)[0]) for text in comparison.axis)
 
 
 def _axis(text: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -261,12 +294,15 @@ def _concerns(path: Sequence[str], method: str) -> bool:
     return method != ALONE and path[-1] in plan_options(find_plan(method)).model_fields
 
 
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A value in its sections."""
     for part in reversed(path):
         value = {part: value}
     result: dict[str, Any] = value
     return result
 
 
-def _folder_name(row: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in row.replace(", ", "-").replace(" ", "-"))[:100]
+def file_name(table: str, row: str) -> str:
+    """What the files of a row are named after."""
+    words = f"{row} {table}".strip().replace(", ", "-").replace(" ", "-")
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in words)[:100]

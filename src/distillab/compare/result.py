@@ -24,8 +24,8 @@ def comparison_result(plan: ComparisonPlan) -> dict[str, Any]:
     Returns:
         "rows" (one a row, see `statistics.as_rows`, with its "table", "model", mean "nll", "ece", "agreement",
         "top1_last_mean" of the last step's weights where their average is the result, "top1_best_mean" of those that
-        validation chose, "parameters", "macs" and "run_dirs"), "sentences",
-        "winner" by table, and "output"; ready for JSON.
+        validation chose, "parameters", "macs", "run_dirs", and, of a tuned row, its "tuned" settings and how many
+        "trials" chose them), "sentences", "winner" by table, and "output"; ready for JSON.
 
     Raises:
         CheckpointError: A result is damaged.
@@ -41,7 +41,7 @@ def comparison_result(plan: ComparisonPlan) -> dict[str, Any]:
     return {
         "format_version": RESULT_FORMAT,
         "rows": rows,
-        "sentences": said,
+        "sentences": [*said, *_tuned_in_words(plan)],
         "winner": winners,
         "output": str(plan.folder),
     }
@@ -61,8 +61,9 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def _runs(plan: ComparisonPlan) -> dict[str, dict[str, dict[int, Run]]]:
     """Accuracy and time by table, row and seed, each a mean over the teachers.
 
-    With another teacher a seed's student has the same initial weights and order, and the student alone is the very same:
-    counted as runs of their own they would make every interval too narrow. A seed that misses a teacher is left out.
+    With another teacher a seed's student has the same initial weights and order, and the student alone is the very
+    same: counted as runs of their own they would make every interval too narrow. A seed that misses a teacher is left
+    out.
     """
     found: dict[str, dict[str, dict[int, list[Run]]]] = {}
     for run in plan.runs:
@@ -104,7 +105,19 @@ def _means(plan: ComparisonPlan, table: str, row: str) -> dict[str, Any]:
         "parameters": mean("cost", "parameters"),
         "macs": mean("cost", "macs"),
         "run_dirs": [str(run.folder.relative_to(plan.folder)) for run in of_row],
+        "tuned": of_row[0].tuned,
+        "trials": 0 if of_row[0].tuned is None else plan.tune,
     }
+
+
+def _tuned_in_words(plan: ComparisonPlan) -> list[str]:
+    """What tuning has found, a sentence a row."""
+    found = {
+        f"{run.table}: {run.row}": ", ".join(f"{name} {value:.3g}" for name, value in run.tuned.items())
+        for run in plan.runs
+        if run.tuned is not None
+    }
+    return [f"{row} is trained with {settings}, the best of {plan.tune} trials." for row, settings in found.items()]
 
 
 def _at(record: Any, path: tuple[str, ...]) -> Any:

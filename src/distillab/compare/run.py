@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distillab.compare.conduct import Spread, Words, conduct
+from distillab.compare.conduct import Spread, Words, conduct_groups, conduct_teachers, one_by_one
 from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
 from distillab.compare.result import as_csv, comparison_result
+from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import merged
 from distillab.errors import CheckpointError, Interrupted, StorageError
 from distillab.recipe import checked
@@ -38,10 +39,19 @@ def plan_request(
         output: Folder for everything; a new one under `runs/` if None.
 
     Raises:
-        ConfigError: A method or setting is unknown, out of bounds, or without effect.
+        ConfigError: A method or setting is unknown, out of bounds, or without effect; or what tuning needs is missing.
     """
-    threads = {} if "threads" in recipe or "threads" in flags else {"threads": os.cpu_count() or 1}
-    return plan_comparison(comparison, recipe, merged(flags, threads), output or RUNS / new_run_name("comparison"))
+    if comparison.tune:
+        require_optuna()  # now, not when all teachers are trained
+    return plan_comparison(
+        comparison, recipe, _with_threads(recipe, flags), output or RUNS / new_run_name("comparison")
+    )
+
+
+def _with_threads(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with a number of threads: this machine's cores where none is given."""
+    given = "threads" in recipe or "threads" in flags
+    return merged(flags, {} if given else {"threads": os.cpu_count() or 1})
 
 
 def run_comparison(
@@ -66,7 +76,7 @@ def run_comparison(
         observer: Is told of progress.
         command: Words of the command line, for the record.
         allow_code: Settings and weight files may name code that is run.
-        spread: Carries out the groups on other machines; None: here.
+        spread: Carries it out on other machines; None: here.
 
     Returns:
         See `comparison_result`; it is in `results.json` and `results.csv` as well.
@@ -76,14 +86,19 @@ def run_comparison(
         RunDirInUseError: Another process carries it out.
         DistillabError: Whatever a run may raise; what was complete stays.
     """
+    flags = _with_threads(recipe, flags)  # written down: a machine that goes on may have other cores
     plan = plan_request(comparison, recipe, flags, output)
     home = _take(plan.folder)
     try:
         request = {"comparison": comparison.model_dump(mode="json"), "recipe": recipe, "flags": flags}
         write_text(plan.folder / _REQUEST, json.dumps(request, indent=2, default=str) + "\n")
-        observer(RunStarted(plan.folder))
+        observer(RunStarted(plan.folder, resume_command(plan.folder, allow_code=allow_code)))
         try:
-            conduct(plan, observer=observer, command=command, allow_code=allow_code, spread=spread)
+            spread = spread or one_by_one(observer)
+            conduct_teachers(plan, spread, command=command, allow_code=allow_code)
+            if plan.tune:
+                plan = with_tuned(plan, tune(plan, spread, observer=observer, allow_code=allow_code))
+            conduct_groups(plan, spread, command=command, allow_code=allow_code)
         except Interrupted as stop:
             stop.hint = resume_command(plan.folder, allow_code=allow_code)  # not only the runs that were under way
             raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from distillab.errors import ConfigError, nearest
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
+@dataclass(frozen=True)
+class TuningRange:
+    """Where `distillab compare --tune` looks for the best value of a setting; it stands in the setting's annotation.
+
+    Attributes:
+        low: The smallest value that is tried.
+        high: The largest one.
+        log: Try factors evenly, not differences; `low` is then above 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
 class Method(Generic[ConfigT]):
     """A term or a few that a student minimises; it sees tensors, never models.
 
@@ -27,7 +43,7 @@ class Method(Generic[ConfigT]):
         name: The file's stem.
         summary: One line for `distillab list methods`.
         source: The paper.
-        Config: The method's own settings.
+        Config: The method's own settings; those with a `TuningRange` can be tuned.
         needs_teacher: False for a method that learns from labels alone.
         couples_samples: True where terms are [] because samples are compared with each other.
     """

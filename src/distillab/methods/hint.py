@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 from torch import Tensor, nn
 
 from distillab.adapters import build_regressor, match_size
 from distillab.errors import ShapeError
-from distillab.methods.base import Method
+from distillab.methods.base import Method, TuningRange
 from distillab.models.features import ModelOutput, is_rectified
 from distillab.settings import Section
 from distillab.tensors import Reduction, describe, reduce_samples, widen
@@ -56,7 +58,7 @@ class HintConfig(Section):
     guided_layer: str | None = Field(
         None, description="Student's layer that learns from it; the model's own, its middle, if not given."
     )
-    hint_weight: float = Field(
+    hint_weight: Annotated[float, TuningRange(0.1, 10.0, log=True)] = Field(
         1.0, gt=0.0, allow_inf_nan=False, description="What the squared distance is multiplied by."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillab.errors import ConfigError, nearest
-from distillab.methods.base import Method, logits_of
+from distillab.methods.base import Method, TuningRange, logits_of
 from distillab.methods.cross_entropy import cross_entropy_loss, label_average
 from distillab.methods.soft_target import soft_target_loss
 from distillab.models.features import ModelOutput
@@ -140,10 +140,10 @@ class MeritBasedConfig(Section):
         description="The teacher's share where it is right or wrong: 0.5 + delta or 0.5 - delta (delta), 0.5 or "
         "0 (hard), its probability of the label (soft).",
     )
-    temperature: float = Field(
+    temperature: Annotated[float, TuningRange(0.5, 8.0, log=True)] = Field(
         1.0, gt=0.0, allow_inf_nan=False, description="Softens both distributions, and the merit of `soft`."
     )
-    delta: float | None = Field(
+    delta: Annotated[float | None, TuningRange(0.0, 0.5)] = Field(
         None,
         ge=0.0,
         le=0.5,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillab.methods.base import Method, logits_of
+from distillab.methods.base import Method, TuningRange, logits_of
 from distillab.methods.cross_entropy import cross_entropy_loss
 from distillab.models.features import ModelOutput
 from distillab.settings import Section
@@ -51,13 +51,15 @@ def soft_target_loss(
 class SoftTargetConfig(Section):
     """Settings of soft-target distillation."""
 
-    temperature: float = Field(
+    temperature: Annotated[float, TuningRange(1.0, 16.0, log=True)] = Field(
         4.0, gt=0.0, allow_inf_nan=False, description="Softens both distributions; 1 leaves them as they are."
     )
-    label_weight: float = Field(
+    label_weight: Annotated[float, TuningRange(0.01, 1.0, log=True)] = Field(
         0.1, ge=0.0, allow_inf_nan=False, description="Weight of the labels' cross-entropy; 0 leaves it out."
     )
-    distill_weight: float = Field(0.9, ge=0.0, allow_inf_nan=False, description="Weight of the teacher's soft targets.")
+    distill_weight: Annotated[float, TuningRange(0.1, 2.0, log=True)] = Field(
+        0.9, ge=0.0, allow_inf_nan=False, description="Weight of the teacher's soft targets."
+    )
     distill_weight_start: float | None = Field(
         None,
         ge=0.0,
