@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,10 @@ def run_together(
         if ready is not None:
             for one in runs:
                 ready(one.scene, one.models)
-        taught = [teachers.taught(one.scene) for one in runs]
-        outcomes = carry_out_together([one.job() for one in runs])
+        keeper = scenes[0].place.keeper
+        with keeper.hearing() if keeper is not None else nullcontext():
+            taught = [teachers.taught(one.scene) for one in runs]
+            outcomes = carry_out_together([one.job() for one in runs])
         return [one.end(outcome, teacher) for one, outcome, teacher in zip(runs, outcomes, taught, strict=True)]
 
 

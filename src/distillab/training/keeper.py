@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from signal import Signals
+from signal import Signals, raise_signal
 from typing import Any
 
 from distillab.errors import CheckpointError, Interrupted
@@ -75,8 +75,21 @@ class Keeper:
         return self._newest
 
     @contextlib.contextmanager
+    def hearing(self) -> Iterator[None]:
+        """All phases of the run, and what lies between them: Ctrl-C and SIGTERM are heard at the end of a step inside.
+
+        Raises:
+            Interrupted: The run was saved, as somebody wanted.
+        """
+        with self._interruption.heard():
+            yield
+            self._stop_if_asked()
+        if self.asked is not None:  # at the very last moment: the signal does what it does from here on
+            raise_signal(self.asked)
+
+    @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """The next phase of the run. Ctrl-C and SIGTERM are heard at the end of its steps.
+        """The next phase of the run.
 
         Args:
             name: For people.
@@ -100,14 +113,16 @@ class Keeper:
             self._observer(Note(f"resuming after step {self._last_step:,} of the run: {name}"))
         phase = Phase(self, name, start, before)
         self._phases.append(phase)
-        with self._interruption.heard():
-            yield phase
-        if self.asked is not None:  # after the last step, while the models were finished
-            self.save(before + phase.steps)
+        yield phase
+        self._stop_if_asked()  # after the last step, while the models were finished
 
     def is_due(self) -> bool:
         """Whether the state is to be saved after this step."""
         return self.asked is not None or time.monotonic() - self._last_save >= self._interval_seconds
+
+    def _stop_if_asked(self) -> None:
+        if self.asked is not None:
+            self.save(sum(phase.steps for phase in self._phases))
 
     def save(self, step: int) -> None:
         """Save the state; stop if somebody wants that.
