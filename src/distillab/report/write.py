@@ -1,0 +1,79 @@
+"""From run folders to the files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillab.errors import ConfigError, DistillabError
+from distillab.report.document import Document
+from distillab.report.formats import as_csv, as_json, as_markdown
+from distillab.report.page import as_html
+from distillab.report.run_record import readable
+from distillab.runtime.events import Note, Observer, silent
+from distillab.runtime.files import write_text
+
+_FORMATS = {".html": as_html, ".md": as_markdown, ".csv": as_csv, ".json": as_json}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        document: What it says.
+        files: The page, and beside it the same as Markdown, CSV and JSON.
+    """
+
+    document: Document
+    files: tuple[Path, ...]
+
+
+def write_report(
+    runs: Iterable[Path],
+    output: Path,
+    *,
+    title: str | None = None,
+    allow_code: bool = False,
+    observer: Observer = silent,
+) -> Report:
+    """Describe runs in one self-contained page, and in Markdown, CSV and JSON beside it.
+
+    Models and images are looked at where they are at hand; what could not be is told in the report. Nothing is
+    downloaded.
+
+    Args:
+        runs: Run folders, and folders that hold some.
+        output: The page, a name in `.html`; older files are replaced, each whole or not at all.
+        title: Of the page; of the data if not given.
+        allow_code: Data and weight files may name code that makes them.
+        observer: Is told what takes time.
+
+    Raises:
+        ConfigError: The output is no `.html`.
+        StorageError: There are no runs that have come to their end, or the disk refuses.
+        CheckpointError: A file of a run is damaged, or none of ours.
+    """
+    from distillab.report.analysis import analyse
+    from distillab.report.collect import collect
+    from distillab.report.sections import build_document
+
+    if output.suffix != ".html":
+        raise ConfigError(f"a report is a .html file, not '{output.suffix}'", where="output", hint="end it in .html")
+    collection = collect(runs)
+    analysis, left_out = None, []
+    try:
+        analysis = analyse(collection, allow_code=allow_code, observer=observer)
+    except DistillabError as error:
+        left_out.append(
+            f"What takes models and images is not here: {readable(error.message)} ({readable(error.hint or '')})."
+        )
+        observer(Note(left_out[0]))
+    name = title or f"Distillation on {collection.variants[0].first.result.data}"
+    document = build_document(collection, analysis, title=readable(name), left_out=left_out)
+    files = []
+    for suffix, form in _FORMATS.items():
+        files.append(output.with_suffix(suffix))
+        write_text(files[-1], form(document))
+    return Report(document, tuple(files))
