@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo bench test test-all check format clean
+.PHONY: help setup demo bench test test-all faults check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: .venv/.dev  ## the tests: a few minutes on two cores
 
 test-all: .venv/.dev  ## the slow tests too, and those of a GPU where there is one
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+faults: .venv/.dev  ## runs are killed, interrupted, raced for and starved of disk: one table, about ten minutes
+	@PYTHONPATH=tests $(BIN)/python -m faults
 
 check: .venv/.dev  ## format, lint, types
 	$(BIN)/ruff format --check .
