@@ -16,13 +16,20 @@ _VERBS = (
     ("evaluate", "using:evaluate", "Measure a saved model on test images."),
     ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
     ("compare", "compare:compare", "Compare methods over seeds with the student alone, and say what is shown."),
+    ("report", "report:report", "Describe runs in one page: results, models, images, how to make them again."),
     ("resume", "resume:resume", "Let a run go on that was stopped, from its last checkpoint."),
     ("verify", "verify:verify", "Check a run's files and numbers, and replay an epoch of its log."),
     ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
     ("bench", "bench:bench", "Time the classic training loop and our own in turns: images/s, memory, bounds."),
     ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
 )
-_ARGUMENTS = {"evaluate": " SOURCE", "predict": " SOURCE IMAGES...", "resume": " RUN", "verify": " RUN"}
+_ARGUMENTS = {
+    "evaluate": " SOURCE",
+    "predict": " SOURCE IMAGES...",
+    "report": " RUN...",
+    "resume": " RUN",
+    "verify": " RUN",
+}
 _LISTS = ("methods", "models", "datasets", "recipes")
 
 _EXAMPLES = {
@@ -49,6 +56,10 @@ _EXAMPLES = {
   distillab compare --recipe digits-modern --methods st --axis distill.temperature=2,4,8 --seeds 5
   distillab compare --recipe digits-modern --methods st,mbd-soft --seeds 5 --tune 20
   distillab compare --recipe cifar10-cnn-modern --teacher runs/teacher --output runs/table""",
+    "report": """\
+  distillab report runs/table
+  distillab report runs/teacher runs/alone runs/st --output report.html --title "Flowers, CNN8 to CNN16"
+  distillab report runs/table --json > rows.json""",
     "resume": """\
   distillab resume runs/student
   distillab train --recipe digits-modern --output runs/student --resume auto""",

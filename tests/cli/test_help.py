@@ -18,6 +18,7 @@ VERBS = (
     ("bench",),
     ("evaluate",),
     ("predict",),
+    ("report",),
     ("verify",),
     ("demo",),
     ("doctor",),
@@ -93,7 +94,8 @@ def test_help_imports_no_torch() -> None:
     program = (
         "import sys, json; from distillab.__main__ import main;"
         "codes = [main([*words, '--help']) for words in json.loads(sys.argv[1])];"
-        "print(json.dumps([codes, sorted({'torch', 'numpy', 'sklearn', 'PIL'} & set(sys.modules))]), file=sys.stderr)"
+        "heavy = {'torch', 'numpy', 'sklearn', 'PIL', 'jinja2', 'matplotlib'};"
+        "print(json.dumps([codes, sorted(heavy & set(sys.modules))]), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(VERBS)], capture_output=True, text=True, check=True, timeout=60

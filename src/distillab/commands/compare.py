@@ -21,6 +21,7 @@ from distillab.commands.flags import (
     flags_of,
 )
 from distillab.commands.outcome import started_with
+from distillab.commands.report import end_with_report
 from distillab.config import DistillConfig
 from distillab.recipe import load_recipe
 from distillab.report.table import comparison_tables, estimate_tables
@@ -113,12 +114,13 @@ def compare(
             allow_code=allow_code,
             spread=spread,
         )
-    show_comparison(screen, result)
+    show_comparison(screen, result, allow_code=allow_code)
 
 
-def show_comparison(screen: Screen, result: dict[str, Any]) -> None:
-    """Show what a comparison has come to."""
-    screen.show(result, *comparison_tables(result), *result["sentences"], f"comparison: {result['output']}")
+def show_comparison(screen: Screen, result: dict[str, Any], *, allow_code: bool) -> None:
+    """Make the report of a comparison, and show what it has come to."""
+    result, report = end_with_report(screen, result, allow_code=allow_code)
+    screen.show(result, *comparison_tables(result), *result["sentences"], f"comparison: {result['output']}", report)
 
 
 def _words(words: list[str] | None) -> tuple[str, ...] | None:

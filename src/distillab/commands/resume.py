@@ -39,7 +39,7 @@ def resume(
     if is_comparison(run):
         with screen.watching() as observer:
             result = resume_comparison(run, observer=observer, command=started_with(), allow_code=allow_code)
-        show_comparison(screen, result)
+        show_comparison(screen, result, allow_code=allow_code)
         return
     with screen.watching() as observer:
         outcomes = go_on(run, observer=observer, command=started_with(), allow_code=allow_code, force=force)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from distillab import listing
 from distillab.commands.flags import Injected, Json, Quiet, Whole
+from distillab.commands.report import end_with_report
 from distillab.report.table import records_table, results_table
 from distillab.terminal import Screen
 
@@ -54,11 +55,13 @@ def demo(
     screen.quiet, screen.json = quiet, json
     with screen.watching() as observer:
         result = run_demo(output=output, seed=seed, device=device, observer=observer)
+    result, report = end_with_report(screen, result)
     screen.show(
         result,
         results_table(result["rows"]),
         result["noise"],
         f"run folders: {result['output']}  ({result['seconds']:.0f} s in all)",
+        report,
     )
 
 

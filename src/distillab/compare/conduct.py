@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
 from distillab.compare.plan import ComparisonPlan, Group, PlannedRun
 from distillab.config import AnyConfig, DistillConfig, TrainConfig, to_toml
 from distillab.data.dataset import Dataset
-from distillab.errors import CheckpointError, ConfigError, NonFiniteLossError
+from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.identity import identity_sha256, run_identity
 from distillab.models.weights import load_model
+from distillab.report.run_record import read_result
 from distillab.resume import resume, resume_or_run
 from distillab.run import run_together
 from distillab.runtime.events import Note, Observer
@@ -152,21 +152,6 @@ def is_complete(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result that a run has left.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    path = folder / "result.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        record["test"]["top1"], record["timing"]["seconds"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"damaged: {error}", where=str(path), hint="remove the run folder and go on") from error
-    return record
-
-
 def _tell_diverged(runs: Sequence[PlannedRun], outcomes: Sequence[object], observer: Observer) -> None:
     for run, outcome in zip(runs, outcomes, strict=True):
         if isinstance(outcome, NonFiniteLossError):
@@ -184,7 +169,7 @@ def _missing(group: Group, observer: Observer, *, allow_code: bool) -> list[Plan
     for run in group.runs:
         if not is_complete(run.folder):
             missing.append(run)
-        elif read_result(run.folder).get("run_sha256") != expected.sha256(run.config):
+        elif read_result(run.folder).run_sha256 != expected.sha256(run.config):
             raise ConfigError(
                 "the folder holds a run of other settings, images, or another teacher",
                 where=str(run.folder),

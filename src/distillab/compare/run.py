@@ -10,11 +10,12 @@ from typing import Any
 
 from distillab.compare.conduct import Spread, Words, conduct_groups, conduct_teachers, one_by_one
 from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
-from distillab.compare.result import as_csv, comparison_result
+from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import merged
 from distillab.errors import CheckpointError, Interrupted, StorageError
 from distillab.recipe import checked
+from distillab.report.rows import as_csv
 from distillab.runtime.events import Observer, RunStarted, silent
 from distillab.runtime.files import storage_error, write_text
 from distillab.runtime.interruption import resume_command
@@ -22,7 +23,7 @@ from distillab.runtime.run_dir import RUNS, RunDir, new_run_name
 from distillab.settings import validated
 
 _REQUEST = "comparison.json"
-_RESULT = "results.json"
+RESULT = "results.json"
 
 
 def plan_request(
@@ -103,7 +104,7 @@ def run_comparison(
             stop.hint = resume_command(plan.folder, allow_code=allow_code)  # not only the runs that were under way
             raise
         result = comparison_result(plan)
-        home.write_json(_RESULT, result)
+        home.write_json(RESULT, result)
         write_text(plan.folder / "results.csv", as_csv(result["rows"]))
         return result
     finally:

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillab.config import RunConfig
+from distillab.config import AnyConfig
 from distillab.data.catalog import open_dataset
 from distillab.data.dataset import Dataset
-from distillab.errors import DataError, DistillabError
-from distillab.feeding import check_fits
+from distillab.errors import CheckpointError, DataError, DistillabError
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.report.collect import Collection, Variant
@@ -24,9 +23,10 @@ from distillab.report.look import Desk, Look
 from distillab.report.run_record import readable
 from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Note, Observer, silent
+from distillab.scene import run_image_size
 
 MOST_MODELS = 12
-"""So many are looked at, the first ones; each is run over the test images once."""
+"""So many are looked at: the three whose choices are held against each other, then the first ones."""
 
 _PICTURES_A_KIND = 6
 _PICTURE_PIXELS = 64
@@ -75,41 +75,33 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
         DataError: The rows have different data, it is not there, or no model can be looked at.
         ConfigError: The data is code that is not allowed.
     """
-    chosen = collection.variants[:MOST_MODELS]
-    config = _common_config(chosen)
+    chosen = _chosen(collection)
     notes = [
-        f"{variant.name}: not among the first {MOST_MODELS} rows." for variant in collection.variants[MOST_MODELS:]
+        f"{variant.name}: not among the {MOST_MODELS} models that are looked at."
+        for variant in collection.variants
+        if variant.runs and variant not in chosen
     ]
+    config = _common_config(chosen)
     compute = choose_compute("auto", config.training.precision)
     with computing(compute, config.threads):
-        models = _load(chosen, compute, allow_code, notes, observer)
-        size = config.image_size or next(iter(models.values())).image_size
-        dataset = open_dataset(
-            config.data,
-            data_dir=config.data_dir,
-            offline=True,
-            image_size=size,
-            split=config.split,
-            allow_code=allow_code,
-            observer=observer,
-        )
-        desk = Desk(config, dataset, size, compute)
+        desk = Desk(config, _open(config, allow_code, observer), compute)
+        observer(Note(f"looking at {len(chosen)} models, {desk.num_test:,} test images each"))
         looks: list[Look] = []
-        reference: dict[str, Tensor] = {}
-        for position, model in models.items():
-            variant = chosen[position]
-            observer(Note(f"looking at {variant.name}"))
+        features: dict[str, dict[str, Tensor]] = {}  # of teachers, by name
+        for variant in chosen:
+            teacher = collection.teacher_of(variant)
+            reference = features.get(teacher.name, {}) if teacher else {}
             try:
-                check_fits(model, dataset, size, where=variant.name, observer=observer)
-                look, features = desk.look(variant, model, reference)
+                look, found = desk.look(variant, _load(variant, compute, allow_code, observer), reference, observer)
             except DistillabError as error:
-                notes.append(f"{variant.name}: {_sentence(error)}")
+                notes.append(f"{variant.name}: {readable(error.message)}.")
                 continue
             looks.append(look)
-            if variant.place == "teacher" and not reference:
-                reference = features
+            if variant.place == "teacher":
+                features[variant.name] = found
     if not looks:
         raise DataError("no model can be looked at", where=readable(config.data), hint=" ".join(notes))
+    dataset = desk.dataset
     labels = dataset.test.labels[: desk.num_test]
     kinds = _disagreements(collection, looks, labels)
     return Analysis(
@@ -124,57 +116,57 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
     )
 
 
+def _chosen(collection: Collection) -> list[Variant]:
+    """Who is looked at, in the order of the rows: teachers come before those that are held against them."""
+    first = [*(collection.trio or ()), *collection.variants]
+    chosen = list(dict.fromkeys(variant.name for variant in first if variant.runs))[:MOST_MODELS]
+    return [variant for variant in collection.variants if variant.name in chosen]
+
+
+def _common_config(variants: Sequence[Variant]) -> AnyConfig:
+    """The settings of data, which must be one for all; a student's, who decides on the size of the images."""
+    configs = [variant.first.config for variant in variants]
+    told = {"data": [config.data for config in configs], "split": [str(config.split) for config in configs]}
+    for name, values in told.items():
+        if len(set(values)) > 1:
+            raise DataError(
+                f"the runs do not share their images: {name} is {readable(' and '.join(sorted(set(values))))}",
+                where=name,
+                hint="make a report of runs with one data set and one split",
+            )
+    students = [variant.first.config for variant in variants if variant.place in ("alone", "distilled")]
+    return [*students, *configs][0]
+
+
+def _open(config: AnyConfig, allow_code: bool, observer: Observer) -> Dataset:
+    return open_dataset(
+        config.data,
+        data_dir=config.data_dir,
+        offline=True,
+        image_size=run_image_size(config),
+        split=config.split,
+        allow_code=allow_code,
+        observer=observer,
+    )
+
+
+def _load(variant: Variant, compute: Compute, allow_code: bool, observer: Observer) -> Classifier:
+    weights = variant.first.weights
+    if weights is None:
+        raise CheckpointError("no weights were kept, or they are gone", where=variant.name)
+    model = load_model(weights, allow_code=allow_code, observer=observer)
+    model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
+    return model
+
+
 def _disagreements(collection: Collection, looks: Sequence[Look], labels: NDArray[np.int64]) -> tuple[Kind, ...]:
-    """Between the first teacher, the first student alone and the best distilled student, if all were looked at."""
+    """Between teacher, student alone and best distilled student, if all were looked at."""
     choices = {look.variant.name: look.choices for look in looks}
-    trio = [*collection.of("teacher")[:1], *collection.of("alone")[:1], *filter(None, [collection.best])]
-    if len(trio) < 3 or any(variant.name not in choices for variant in trio):
+    trio = collection.trio
+    if trio is None or any(variant.name not in choices for variant in trio):
         return ()
     teacher, alone, distilled = (choices[variant.name] for variant in trio)
     return disagreements(labels, teacher, alone, distilled, most_cases=_PICTURES_A_KIND)
-
-
-def _common_config(variants: Sequence[Variant]) -> RunConfig:
-    """The settings of data, which must be one for all."""
-    configs = [variant.first.config for variant in variants]
-    for name in ("data", "image_size"):
-        values = {str(getattr(config, name)) for config in configs}
-        if len(values) > 1:
-            raise DataError(
-                f"the runs do not share their images: {name} is {readable(' and '.join(sorted(values)))}",
-                where="data",
-                hint="make a report of runs with one data set",
-            )
-    if len({config.split for config in configs}) > 1:
-        raise DataError(
-            "the runs do not share their images: they split them otherwise",
-            where="split",
-            hint="make a report of runs with one split",
-        )
-    return configs[0]
-
-
-def _load(
-    variants: Sequence[Variant], compute: Compute, allow_code: bool, notes: list[str], observer: Observer
-) -> dict[int, Classifier]:
-    models: dict[int, Classifier] = {}
-    for position, variant in enumerate(variants):
-        if variant.first.weights is None:
-            notes.append(f"{variant.name}: no weights were kept.")
-            continue
-        try:
-            model = load_model(variant.first.weights, allow_code=allow_code, observer=observer)
-        except DistillabError as error:
-            notes.append(f"{variant.name}: {_sentence(error)}")
-            continue
-        models[position] = model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
-    if not models:
-        raise DataError("no model can be loaded", where="weights", hint=" ".join(notes))
-    return models
-
-
-def _sentence(error: DistillabError) -> str:
-    return f"{readable(error.message)}."
 
 
 def _pictures(dataset: Dataset, positions: Sequence[int]) -> dict[int, str]:

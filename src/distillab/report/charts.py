@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, zip_longest
+from itertools import accumulate, groupby, zip_longest
 from statistics import fmean
 from typing import Any
 
 from distillab.report.collect import Variant
 from distillab.report.document import Chart, Series
-from distillab.report.drawing import INK, MARKERS, MUTED, NUM_HUES, Drawing, Panel, hue, short, themed
+from distillab.report.drawing import (
+    GROUND,
+    INK,
+    MARKERS,
+    MUTED,
+    NUM_HUES,
+    Drawing,
+    Panel,
+    apart,
+    hue,
+    points_across,
+    short,
+    themed,
+)
 from distillab.report.run_record import Epoch
 from distillab.report.table import ABSENT, Column, Table, number, percent
 
-WIDE, SQUARE = 360, 190
-"""Widths of panels, in points."""
+_HALF, _THIRD = 340, 250
+"""Widths of panels of which two or three stand beside each other, in points."""
 
 _GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 _DASHES = ("-", "--", ":", "-.")
-_ROW_POINTS = 21
-_AXIS_POINTS = 34
+_ROW_POINTS = 22
+_LABEL_POINTS = 11.5
+_LONGEST_END_LABEL = 12
+_MOST_END_LABELS = 14
 _MOST_EPOCHS_LISTED = 12
+_FEWEST_EPOCHS_CROPPED = 8
 
 Row = Mapping[str, Any]
 
@@ -51,17 +67,25 @@ def series_of(variants: Sequence[Variant]) -> tuple[Series, ...]:
 @themed()
 def accuracy_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     """Test accuracy of each row with its interval, and how it differs from the student alone where seeds say that."""
-    panels = [_intervals(
-        "accuracy", "Test top-1, %", rows, series,
-        lambda row: (row["top1_mean"], row["top1_interval"]), reference=_alone(rows),
+    several = any(row["num_seeds"] > 1 for row in rows)
+    panels = [intervals(
+        "accuracy", "Test top-1, %", rows, series, lambda row: (row["top1_mean"], row["top1_interval"]),
+        reference=_alone(rows), lighter=lambda row: several and row["interval_over"] == "images",
     )]  # fmt: skip
     versus = [(row["versus_alone"] or {}) for row in rows]
+    told = "Points are means, bars 95 % intervals; the dotted line is the student alone. "
     if any(one.get("interval") for one in versus):
-        panels.append(_intervals(
+        panels.append(intervals(
             "versus-alone", "Points more than the student alone", rows, series,
             lambda row: ((row["versus_alone"] or {}).get("difference"), (row["versus_alone"] or {}).get("interval")),
-            reference=0.0,
+            reference=0.0, signed=True,
+            hollow=lambda row: (row["versus_alone"] or {}).get("verdict") == "no difference shown",
         ))  # fmt: skip
+        told += "Differences are paired by seed; a hollow point is one that is not shown to differ from none. "
+    if several and any(row["num_seeds"] == 1 for row in rows):
+        told += "A row with one seed has a broken bar: the interval of one run on its test images."
+    elif not several:
+        told += "Each row is one run, and its interval that of these test images."
     numbers = Table(
         (
             Column("method"),
@@ -78,21 +102,18 @@ def accuracy_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
             for row, difference in zip(rows, versus, strict=True)
         ),
     )
-    return Chart(
-        "accuracy",
-        "Accuracy on the test images",
-        "Points are means, bars 95 % intervals: over seeds where a row has several, else of one run on its test "
-        "images. The dotted line is the student alone.",
-        tuple(panels),
-        numbers,
-    )
+    return Chart("accuracy", "Accuracy on the test images", told.strip(), tuple(panels), numbers)
 
 
 def _alone(rows: Sequence[Row]) -> float | None:
     return next((row["top1_mean"] for row in rows if row["role"] == "alone"), None)
 
 
-def _intervals(
+def _never(_: Row) -> bool:
+    return False
+
+
+def intervals(
     name: str,
     title: str,
     rows: Sequence[Row],
@@ -100,30 +121,47 @@ def _intervals(
     values: Callable[[Row], tuple[float | None, Sequence[float] | None]],
     *,
     reference: float | None = None,
+    signed: bool = False,
+    hollow: Callable[[Row], bool] = _never,
+    lighter: Callable[[Row], bool] = _never,
 ) -> Panel:
-    """Rows below each other, each a point with its interval, in percent."""
-    drawing = Drawing(WIDE, _AXIS_POINTS + _ROW_POINTS * len(rows), grid="x")
+    """Rows below each other, each a point with its interval, in percent, and its number at the end."""
+    names = [short(row["method"]) for row in rows]
+    drawing = Drawing(
+        _HALF, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 16, right=42, bottom=20, top=4, grid="x"
+    )
     axes = drawing.axes
     if reference is not None:
         axes.axvline(100 * reference, color=MUTED, linewidth=1.0, linestyle=":")
-    for position, (row, look) in enumerate(zip(rows, series, strict=True)):
+    for position, (row, label, look) in enumerate(zip(rows, names, series, strict=True)):
         middle, interval = values(row)
+        drawing.beside(-12, position, label, ha="right", series=look.number)
         if middle is None:
             continue
-        tip = f"{row['method']}: {percent(middle)}"
+        tip = f"{row['method']}: {_signed(middle) if signed else percent(middle)}"
         if interval is not None:
             tip += f" ({' to '.join(_bounds(interval))})"
             (bar,) = axes.plot(
-                [100 * end for end in interval], [position] * 2, color=look.colour, linewidth=1.8, alpha=0.55
-            )
+                [100 * end for end in interval], [position] * 2, color=look.colour, linewidth=2.2, alpha=0.6,
+                linestyle=(0, (1.2, 0.9)) if lighter(row) else "-", solid_capstyle="round",
+            )  # fmt: skip
             drawing.tag(bar, series=look.number, tip=tip)
-        (point,) = axes.plot([100 * middle], [position], look.marker, color=look.colour)
+        (point,) = axes.plot(
+            [100 * middle], [position], look.marker, color=look.colour, markeredgewidth=1.4,
+            markerfacecolor=GROUND if hollow(row) else look.colour,
+        )  # fmt: skip
         drawing.tag(point, series=look.number, tip=tip)
-    axes.set_yticks(range(len(rows)), [short(row["method"]) for row in rows], color=INK)
+        shown = _signed(middle) if signed else percent(middle)
+        drawing.beside(40, position, shown, ha="right", series=look.number)
+    axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=5)
     return drawing.panel(title, name=name, label="a point with its interval for each row; the numbers are below")
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _bounds(interval: Sequence[float] | None) -> tuple[str, str]:
@@ -142,28 +180,63 @@ _CURVES: tuple[tuple[str, str, Callable[[Epoch], float | None], float], ...] = (
 @themed()
 def learning_curves(variants: Sequence[Variant], series: Sequence[Series]) -> Chart | None:
     """Accuracy and loss by epoch, the mean over seeds; None where no run has told of its epochs."""
-    from matplotlib.ticker import MaxNLocator
-
     panels = []
     lines: list[tuple[str, str, list[float | None]]] = []
     for name, title, value, scale in _CURVES:
-        curves = [_mean_curve([[value(epoch) for epoch in run.epochs] for run in v.runs]) for v in variants]
-        if not any(y is not None for curve in curves for y in curve):
-            continue
-        drawing = Drawing(WIDE, 210)
-        for curve, look in zip(curves, series, strict=True):
-            told = [(x, scale * y) for x, y in enumerate(curve, start=1) if y is not None]
-            if told:
-                marker = look.marker if len(told) < 8 else ""
-                (line,) = drawing.axes.plot(
-                    *zip(*told, strict=True), marker, ls=look.dashes, color=look.colour, markersize=4
-                )
-                drawing.tag(line, series=look.number, tip=look.name)
-                lines.append((look.name, title, [None if y is None else scale * y for y in curve]))
-        drawing.axes.set_xlabel("epoch")
-        drawing.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels.append(drawing.panel(title, name=name, label="a line for each row, by epoch; the numbers are below"))
+        means = [_mean_curve([[value(epoch) for epoch in run.epochs] for run in v.runs]) for v in variants]
+        curves = [[None if y is None else scale * y for y in curve] for curve in means]
+        told = [(look, curve) for look, curve in zip(series, curves, strict=True) if any(y is not None for y in curve)]
+        if told:
+            panels.append(_curves(name, title, told))
+            lines += [(look.name, title, curve) for look, curve in told]
     return _chart_of_curves(panels, lines) if panels else None
+
+
+def _curves(name: str, title: str, curves: Sequence[tuple[Series, Sequence[float | None]]]) -> Panel:
+    """Lines by epoch, each with its name at its end where there is room for all."""
+    from matplotlib.ticker import MaxNLocator
+
+    labelled = len(curves) <= _MOST_END_LABELS
+    labels = [short(look.name, _LONGEST_END_LABEL) for look, _ in curves]
+    drawing = Drawing(_HALF, 210, right=points_across(labels) + 18 if labelled else 8)
+    axes = drawing.axes
+    ends = []
+    for look, curve in curves:
+        points = [(x, y) for x, y in enumerate(curve, start=1) if y is not None]
+        marker = look.marker if len(points) < 8 else "none"
+        (line,) = axes.plot(
+            *zip(*points, strict=True), color=look.colour, ls=look.dashes, marker=marker, markersize=3.5
+        )
+        drawing.tag(line, series=look.number, tip=look.name)
+        ends.append(points[-1])
+    longest = max(len(curve) for _, curve in curves)
+    late = [y for _, curve in curves for y in curve[longest // 6 :] if y is not None]
+    if longest >= _FEWEST_EPOCHS_CROPPED and late:  # what matters is at the end, and the first epochs would hide it
+        margin = 0.06 * (max(late) - min(late)) or 1.0
+        axes.set_ylim(min(late) - margin, max(late) + margin)
+    if labelled:
+        _end_labels(drawing, ends, labels, [look for look, _ in curves])
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    return drawing.panel(title, name=name, label="a line for each row, by epoch; the numbers are below")
+
+
+def _end_labels(
+    drawing: Drawing, ends: Sequence[tuple[float, float]], labels: Sequence[str], looks: Sequence[Series]
+) -> None:
+    """Names to the right of the axes, each tied to the end of its line."""
+    axes = drawing.axes
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    to_points, right = axes.transData, axes.bbox.x1
+    order = sorted(range(len(ends)), key=lambda n: (ends[n][1], -n))
+    heights = [float(to_points.transform(ends[n])[1]) for n in order]
+    for n, place in zip(order, apart(heights, _LABEL_POINTS, axes.bbox.y1), strict=True):
+        (x, y), look = ends[n], looks[n]
+        beside, level = to_points.inverted().transform((right + 10, place))
+        (tie,) = axes.plot([x, beside], [y, level], color=look.colour, linewidth=0.7, alpha=0.6, clip_on=False)
+        drawing.tag(tie, series=look.number)
+        drawing.beside(12, level, labels[n], colour=look.colour, series=look.number)
 
 
 def _chart_of_curves(panels: Sequence[Panel], lines: Sequence[tuple[str, str, list[float | None]]]) -> Chart:
@@ -178,7 +251,8 @@ def _chart_of_curves(panels: Sequence[Panel], lines: Sequence[tuple[str, str, li
         "curves",
         "Learning curves",
         "Means over seeds. Stages of one student follow each other; a hint stage has no accuracy of its own, and "
-        "losses of different methods do not compare.",
+        "losses of different methods do not compare."
+        + (" The first epochs may lie outside the axes." if longest >= _FEWEST_EPOCHS_CROPPED else ""),
         tuple(panels),
         Table(
             (Column("method"), Column("curve"), *(Column(f"epoch {epoch + 1}", numeric=True) for epoch in listed)),
@@ -207,28 +281,14 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     panels = []
     for key, title, scale in _COSTS:
         points = [(scale * row[key], 100 * row["top1_mean"], n) for n, row in enumerate(rows) if row[key]]
-        if not points:
-            continue
-        drawing = Drawing(WIDE, 210, grid="both")
-        axes = drawing.axes
-        best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
-        ordered = sorted(x for x, _, _ in points)
-        axes.step(ordered, best, where="post", color=MUTED, linewidth=1.0, linestyle=":")
-        for x, y, position in points:
-            look = series[position]
-            (point,) = axes.plot([x], [y], look.marker, color=look.colour, alpha=0.9)
-            drawing.tag(point, series=look.number, tip=f"{look.name}: {y:.1f} % at {x:.3g}")
-        axes.set_xlabel(title)
-        axes.set_ylabel("test top-1, %")
-        axes.margins(x=0.12, y=0.15)
-        axes.locator_params(nbins=6)
-        panels.append(drawing.panel("", name=f"cost-{key.partition('_')[0]}", label=f"top-1 against {title.lower()}"))
+        if points:
+            panels.append(_against_cost(f"cost-{key.partition('_')[0]}", title, points, series))
     heads = ("top-1 %", "parameters M", "MACs M", "ms an image")
     return Chart(
         "cost",
         "Accuracy and cost",
-        "The dotted line goes through the rows that no cheaper row equals (the Pareto front). Time is that of one "
-        "image at a time on the machine that trained.",
+        "Test top-1 in percent, upwards, against what an image costs. The dotted line goes through the rows that no "
+        "cheaper row equals (the Pareto front). Time is that of one image at a time on the machine that trained.",
         tuple(panels),
         Table(
             (Column("method"), Column("model"), *(Column(head, numeric=True) for head in heads)),
@@ -245,58 +305,43 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     )
 
 
-@themed()
-def teacher_chart(
-    counts: Mapping[int, tuple[int, int, int, int]], rows: Sequence[Row], series: Sequence[Series]
-) -> Chart:
-    """How a student does where its teacher is wrong, and where it is right.
+def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> Panel:
+    """Points (cost, top-1 in percent, number of the row), each with its name beside it where there is room for all."""
+    drawing = Drawing(_THIRD, 210, left=26, bottom=22, grid="both")
+    axes = drawing.axes
+    best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
+    axes.step(sorted(x for x, _, _ in points), best, where="post", color=MUTED, linewidth=1.0, linestyle=":")
+    for x, y, position in points:
+        look = series[position]
+        (point,) = axes.plot([x], [y], look.marker, color=look.colour)
+        drawing.tag(point, series=look.number, tip=f"{look.name}: {y:.1f} % at {x:.3g}")
+    axes.margins(y=0.1)
+    axes.set(xlim=(0, 1.08 * max(x for x, _, _ in points)), ylim=axes.get_ylim())
+    axes.locator_params(nbins=5)
+    if len(points) <= _MOST_END_LABELS:
+        _labels_beside(drawing, points, series)
+    return drawing.panel(title, name=name, label=f"top-1 against {title.lower()}")
 
-    Args:
-        counts: By row: images that the teacher gets wrong, those of them that the student gets right, and the same for
-            the images that the teacher gets right.
-        rows: All rows.
-        series: How each is drawn.
-    """
-    from distillab.evaluation.metrics import wilson_interval
 
-    chosen = list(counts)
-    shares = [
-        {
-            "method": rows[n]["method"],
-            "wrong": (right_wrong / wrong, wilson_interval(right_wrong / wrong, wrong)) if wrong else (None, None),
-            "right": (right_right / right, wilson_interval(right_right / right, right)) if right else (None, None),
-        }
-        for n, (wrong, right_wrong, right, right_right) in counts.items()
-    ]
-    looks = [series[n] for n in chosen]
-    heads = {"wrong": "Top-1 where the teacher is wrong, %", "right": "Top-1 where the teacher is right, %"}
-    panels = [
-        _intervals(f"teacher-{key}", title, shares, looks, lambda row, key=key: row[key])  # type: ignore[misc]
-        for key, title in heads.items()
-        if any(row[key][0] is not None for row in shares)
-    ]
-    wrong, _, right, _ = next(iter(counts.values()))
-    return Chart(
-        "teacher",
-        "Where the teacher is wrong, and where it is right",
-        f"The teacher errs on {wrong:,} of {wrong + right:,} test images; to lose less there is what merit-based "
-        "methods claim. Bars are 95 % intervals of one run on these images.",
-        tuple(panels),
-        Table(
-            (
-                Column("method"),
-                *(
-                    Column(head, numeric=True)
-                    for head in ("agreement %", "teacher wrong: right", "of", "teacher right: right", "of")
-                ),
-            ),
-            tuple(
-                (
-                    rows[n]["method"],
-                    percent(rows[n]["teacher_agreement"]),
-                    *(f"{count:,}" for count in (right_wrong, wrong, right_right, right)),
-                )
-                for n, (wrong, right_wrong, right, right_right) in counts.items()
-            ),
-        ),
-    )
+def _labels_beside(drawing: Drawing, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> None:
+    """Names beside points: points of about the same cost have theirs in one column, towards the middle of the axes."""
+    axes = drawing.axes
+    to_points = axes.transData
+    places = sorted((*map(float, to_points.transform((x, y))), position) for x, y, position in points)
+    middle = (axes.bbox.x0 + axes.bbox.x1) / 2
+    columns = [list(group) for _, group in groupby(places, key=lambda place: place[0] > middle)]
+    for column in columns:
+        column.sort(key=lambda place: (place[1], -place[2]))
+        to_left = column[0][0] > middle
+        edge = min(x for x, _, _ in column) - 16 if to_left else max(x for x, _, _ in column) + 16
+        levels = apart([y for _, y, _ in column], _LABEL_POINTS, axes.bbox.y1 - 4)
+        for (x, y, position), level in zip(column, levels, strict=True):
+            look = series[position]
+            ends = to_points.inverted().transform([(x, y), (edge + (2 if to_left else -2), level)])
+            (tie,) = axes.plot(*ends.T, color=look.colour, linewidth=0.7, alpha=0.6)
+            drawing.tag(tie, series=look.number)
+            text = axes.text(
+                *to_points.inverted().transform((edge, level)), short(look.name, _LONGEST_END_LABEL),
+                color=look.colour, va="center", ha="right" if to_left else "left",
+            )  # fmt: skip
+            drawing.tag(text, series=look.number, emphatic=True)

@@ -1,22 +1,26 @@
-"""Run folders as the rows of a report: which runs are one method with several seeds, and what tells methods apart."""
+"""Runs as the rows of a report: which are one row with several seeds, what tells rows apart, and who taught whom."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from distillab.config import DistillConfig, settings_of
+from distillab.compare.plan import ALONE
+from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig, alone, settings_of
 from distillab.errors import StorageError
-from distillab.report.run_record import Result, Run, read_run, readable, shown_path, unreadable
+from distillab.report.folders import ComparedRow, find_runs
+from distillab.report.rows import Row
+from distillab.report.run_record import Result, Run, TeacherPart, read_run, readable, shown_path
 
 Place = Literal["teacher", "assistant", "alone", "distilled"]
 """What a row of the report is among the others."""
 
-_DEEPEST_FOLDER = 3
+_ORDER: dict[Place, int] = {"teacher": 0, "assistant": 1, "alone": 2, "distilled": 3}
 _IN_EVERY_ROW = ("role", "method", "model", "student")
 # Two runs that differ in these alone are one variant.
 _NOT_OF_A_VARIANT = frozenset(
@@ -26,26 +30,47 @@ _NOT_OF_A_VARIANT = frozenset(
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in their seed alone: one row of the report.
+    """Runs that differ in their seed, or their teacher, alone: one row of the report.
 
     Attributes:
-        name: The method, or the role of a model that was trained alone; with the settings that tell it from others.
+        name: The method, or the role of a model that was trained alone; with what tells it from others.
         place: What it is among the rows.
-        runs: By rising seed; at least one.
+        runs: By rising seed; none where all have diverged.
+        table: Students are held against those of the same table; "" where there is one.
+        method: Its name in its table; the same as `name` if empty.
+        compared: What a comparison says of it; None where its settings alone make it a row.
     """
 
     name: str
     place: Place
     runs: tuple[Run, ...]
+    table: str = ""
+    method: str = ""
+    compared: ComparedRow | None = None
+
+    @property
+    def row(self) -> Row:
+        """What is counted."""
+        said = self.compared
+        return Row(
+            self.table,
+            self.method or self.name,
+            tuple(run.result for run in self.runs),
+            said.run_dirs if said else tuple(shown_path(run.folder) for run in self.runs),
+            num_teachers=said.num_teachers if said else 1,
+            tuned=said.tuned if said else None,
+            trials=said.trials if said else 0,
+        )
 
     @property
     def top1(self) -> float:
-        """Mean accuracy on the test images, 0..1."""
-        return fmean(run.result.test.top1 for run in self.runs)
+        """Mean accuracy on the test images over its seeds, 0..1; NaN without a run."""
+        runs = self.row.by_seed().values()
+        return fmean(run.top1 for run in runs) if runs else math.nan
 
     @property
     def first(self) -> Run:
-        """The run that stands for all where one is looked at closely."""
+        """The run that stands for all where one is looked at closely; there must be one."""
         return self.runs[0]
 
 
@@ -54,7 +79,7 @@ class Collection:
     """All that a report is about.
 
     Attributes:
-        variants: Teachers first, then assistants, students alone, distilled students, each as they were given.
+        variants: Teachers first, then assistants, then students, table by table, the student alone before the others.
         differing: Settings in which variants differ: dotted name -> one value a variant, "-" where it has none.
         left_out: What is not in the report, and why, a sentence each.
     """
@@ -70,71 +95,156 @@ class Collection:
     @property
     def best(self) -> Variant | None:
         """The distilled student with the highest mean test accuracy, the first of equals; it is looked at closely."""
-        return max(self.of("distilled"), key=lambda variant: variant.top1, default=None)
+        tested = [variant for variant in self.of("distilled") if not math.isnan(variant.top1)]
+        return max(tested, key=lambda variant: variant.top1, default=None)
+
+    @property
+    def trio(self) -> tuple[Variant, Variant, Variant] | None:
+        """Teacher, student alone and best distilled student, whose choices are held against each other."""
+        best = self.best
+        teacher, alone = (self.teacher_of(best), self.alone_of(best)) if best else (None, None)
+        return (teacher, alone, best) if teacher and alone and best else None
+
+    def alone_of(self, variant: Variant) -> Variant | None:
+        """The student alone that a variant is held against: that of its table; for teachers the first there is."""
+        mine = [one for one in self.of("alone") if one.runs and (one.table == variant.table or _is_guide(variant))]
+        return mine[0] if mine else None
+
+    def teacher_of(self, variant: Variant) -> Variant | None:
+        """The teacher whose first run taught the variant's first run; for a student alone the first one there is."""
+        teachers = self.of("teacher")
+        if _is_guide(variant) or not variant.runs:
+            return None
+        part = variant.first.result.teacher
+        taught_by = [one for one in teachers if part is None or _is_teacher(one.first, part)]
+        return taught_by[0] if taught_by else None
 
 
 def collect(paths: Iterable[Path]) -> Collection:
     """Read run folders.
 
+    The rows of a comparison are those of its `results.json`. Other runs are one row where they differ in their seed
+    alone, and in one table where their student alone would be trained in the same way.
+
     Args:
-        paths: Run folders, and folders that hold some, up to three levels down.
+        paths: Run folders, comparisons, and folders that hold some.
 
     Raises:
         StorageError: A path has no run folder, or no run has come to its end.
         CheckpointError: A file of a run is damaged, or is none of ours.
     """
-    folders = list(dict.fromkeys(folder.resolve() for path in paths for folder in _run_folders(path)))
-    complete = [folder for folder in folders if (folder / "result.json").is_file()]
-    left_out = [f"{shown_path(folder)} is not complete." for folder in folders if folder not in complete]
-    if not complete:
+    folders = find_runs(paths)
+    left_out = list(folders.left_out)
+    complete = [folder for folder in folders.runs if (folder / "result.json").is_file()]
+    left_out += [f"{shown_path(folder)} is not complete." for folder in folders.runs if folder not in complete]
+    groups = _grouped([read_run(folder) for folder in complete], left_out)
+    guides = [group for group in groups if group[0].result.role != "student"]
+    loose = [group for group in groups if group[0].result.role == "student"]
+    homes = [home for home, _ in folders.comparisons]
+    prefixes = _distinct([readable(home.name) for home in homes]) if len(homes) + bool(loose) > 1 else [""] * len(homes)
+    students = [
+        _compared(home, row, prefix, left_out)
+        for (home, rows), prefix in zip(folders.comparisons, prefixes, strict=True)
+        for row in rows
+    ]
+    students += _by_settings(loose, prefix="other runs" if homes else "")
+    guides += _teachers_told([run for one in students for run in one.runs], guides)
+    if not guides and not any(one.runs for one in students):
         raise StorageError(
-            f"none of the {len(folders)} runs has come to its end",
-            where=shown_path(folders[0]),
+            "no run has come to its end",
+            where=shown_path([*folders.runs, *homes][0]),
             hint="let one go on: distillab resume RUN",
         )
-    groups = _grouped([read_run(folder) for folder in complete], left_out)
-    teachers = [group for group in groups if _place(group[0]) == "teacher"]
-    taught = [run for group in groups for run in group if run.result.teacher]
-    if taught and not teachers:
-        groups.append([_teacher_of(taught[0])])
-    groups.sort(key=lambda group: _ORDER[_place(group[0])])
-    names = _names(groups)
-    variants = tuple(Variant(name, _place(group[0]), tuple(group)) for name, group in zip(names, groups, strict=True))
-    return Collection(variants, _differing([_flat(group[0]) for group in groups]), tuple(left_out))
+    named = _distinct(_told([group[0].result.role for group in guides], [_settings(group[0]) for group in guides]))
+    variants = [Variant(name, _place(group[0]), tuple(group)) for name, group in zip(named, guides, strict=True)]
+    variants = sorted(variants, key=lambda one: _ORDER[one.place]) + _in_order(students)
+    return Collection(tuple(variants), _differing(variants), tuple(left_out))
 
 
-_ORDER: dict[Place, int] = {"teacher": 0, "assistant": 1, "alone": 2, "distilled": 3}
+def _is_guide(variant: Variant) -> bool:
+    return variant.place in ("teacher", "assistant")
 
 
-def _run_folders(path: Path) -> list[Path]:
-    found = list(_below(path, _DEEPEST_FOLDER))
-    if not found:
-        there = path.is_dir()
-        raise StorageError(
-            "there is no run folder in this folder" if there else "there is no such folder",
-            where=shown_path(path),
-            hint="give run folders, which hold a config.toml, or a folder that holds them",
-        )
-    return found
+def _in_order(students: Sequence[Variant]) -> list[Variant]:
+    """Table by table, the student alone first; each with a name that no other has."""
+    tables = list(dict.fromkeys(one.table for one in students))
+    ordered = sorted(students, key=lambda one: (tables.index(one.table), _ORDER[one.place]))
+    names = _distinct([f"{one.method} ({one.table})" if len(tables) > 1 else one.method for one in ordered])
+    return [replace(one, name=name) for one, name in zip(ordered, names, strict=True)]
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "config.toml").is_file():
-        yield folder
-    elif depth and folder.is_dir():
-        try:
-            inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
-        except OSError as error:
-            raise unreadable(folder, error) from error
-        for entry in inner:
-            yield from _below(entry, depth - 1)
+def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str]) -> Variant:
+    """A row of a comparison, with those of its runs that have come to their end."""
+    table = readable(": ".join(filter(None, (prefix, row.table))))
+    runs = []
+    for folder in [home / name for name in row.run_dirs]:
+        if (folder / "result.json").is_file():
+            runs.append(read_run(folder))
+        else:
+            left_out.append(f"{shown_path(folder)} has not come to its end, or has diverged.")
+    runs.sort(key=lambda run: run.result.seed)
+    method = readable(row.method)
+    return Variant(method, "alone" if method == ALONE else "distilled", tuple(runs), table, method, row)
 
 
-def _teacher_of(run: Run) -> Run:
-    """The teacher of a distilled student, where its own run is not among those that were given."""
-    part = run.result.teacher
-    assert part is not None
-    inside = run.folder / "teacher.safetensors"
+def _by_settings(groups: Sequence[list[Run]], *, prefix: str) -> list[Variant]:
+    """Students of no comparison: in one table where their student alone would be trained in the same way."""
+    schedules = [_flat(_trained_alone(group[0].config)) for group in groups]
+    distinct = [one for n, one in enumerate(schedules) if one not in schedules[:n]]
+    titles = _distinct(_told([prefix] * len(distinct), distinct))
+    variants = []
+    for title, schedule in zip(titles, distinct, strict=True):
+        own = [group for group, other in zip(groups, schedules, strict=True) if other == schedule]
+        bases = [_method(group[0]) for group in own]
+        methods = _distinct(_told(bases, [_flat(group[0].config) for group in own]))
+        variants += [
+            Variant(method, _place(group[0]), tuple(group), title, method)
+            for method, group in zip(methods, own, strict=True)
+        ]
+    return variants
+
+
+def _trained_alone(config: AnyConfig) -> RunConfig:
+    """How the student of a run is trained on labels only, in a table that has it."""
+    model = config.model if isinstance(config, TrainConfig) else config.student
+    own = config if isinstance(config, TrainConfig) else alone(config, "student")
+    shared = {name: getattr(own, name) for name in RunConfig.model_fields}
+    return TrainConfig.model_construct(**shared, role="student", model=model)
+
+
+def _method(run: Run) -> str:
+    return readable(run.config.method) if isinstance(run.config, DistillConfig) else ALONE
+
+
+def _place(run: Run) -> Place:
+    if run.result.role == "student":
+        return "alone" if run.result.kind == "train" else "distilled"
+    return run.result.role
+
+
+def _teachers_told(taught: Sequence[Run], guides: Sequence[Sequence[Run]]) -> list[list[Run]]:
+    """Teachers that the runs of their students tell of, where their own runs are not among those that were given."""
+    known = [run for group in guides for run in group if run.result.role == "teacher"]
+    found: dict[str, dict[int, Run]] = {}
+    for run in taught:
+        part = run.result.teacher
+        if part is not None and not any(_is_teacher(one, part) for one in known):
+            teacher = _teacher_of(run, part)
+            known.append(teacher)
+            found.setdefault(part.source, {}).setdefault(run.result.seed, teacher)
+    return [[seeds[seed] for seed in sorted(seeds)] for seeds in found.values()]
+
+
+def _is_teacher(run: Run, part: TeacherPart) -> bool:
+    """Whether a run's model is the teacher of another: folders may have moved, numbers on the test images stay."""
+    own, told = run.result.test, part.test
+    return (
+        own.num_samples == told.num_samples and own.top1 == told.top1 and math.isclose(own.nll, told.nll, rel_tol=1e-3)
+    )
+
+
+def _teacher_of(run: Run, part: TeacherPart) -> Run:
+    trained_here = run.folder / "teacher.safetensors"
     result = Result(
         kind="train",
         role="teacher",
@@ -144,15 +254,16 @@ def _teacher_of(run: Run) -> Run:
         test=part.test,
         cost=part.cost,
     )
-    weights = inside if inside.is_file() else Path(part.source)
-    return replace(run, result=result, weights=weights if weights.exists() else None)
+    is_own = trained_here.is_file()
+    weights = trained_here if is_own else Path(part.source)
+    return replace(run, result=result, weights=weights if weights.exists() else None, is_own=is_own)
 
 
 def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
     """Runs of one variant together, by rising seed; of equal seeds the first."""
     groups: dict[object, dict[int, Run]] = {}
     for run in runs:
-        seeds = groups.setdefault((run.result.kind, run.result.role, *_flat(run).items()), {})
+        seeds = groups.setdefault((run.result.kind, run.result.role, *_flat(run.config).items()), {})
         if run.result.seed in seeds:
             left_out.append(
                 f"{shown_path(run.folder)} is a second run of seed {run.result.seed}: the first one counts."
@@ -162,15 +273,14 @@ def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
     return [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
 
 
-def _place(run: Run) -> Place:
-    if run.result.role == "student":
-        return "alone" if run.result.kind == "train" else "distilled"
-    return run.result.role
+def _settings(run: Run) -> dict[str, str]:
+    """Settings of a run's model; of a teacher that only its student's run tells of, where it came from."""
+    return _flat(run.config) if run.is_own else {"source": shown_path(run.weights) if run.weights else "-"}
 
 
-def _flat(run: Run) -> dict[str, str]:
+def _flat(config: RunConfig) -> dict[str, str]:
     """Settings that tell variants apart: dotted name -> value."""
-    own = {key: value for key, value in settings_of(run.config).items() if key not in _NOT_OF_A_VARIANT}
+    own = {key: value for key, value in settings_of(config).items() if key not in _NOT_OF_A_VARIANT}
     return dict(sorted(_leaves(own, "")))
 
 
@@ -182,32 +292,28 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]
             yield readable(prefix + key), readable(value if isinstance(value, str) else json.dumps(value))
 
 
-def _differing(settings: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+def _differing(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:
     """Settings with several values among those that have them, but for those that stand in every row's name."""
+    settings = [_settings(one.first) if one.runs else {} for one in variants]
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in _IN_EVERY_ROW]
     columns = {name: tuple(one.get(name, "-") for one in settings) for name in names}
     return {name: values for name, values in columns.items() if len({*values} - {"-"}) > 1}
 
 
-def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each variant; where a method or role has several, with the settings in which these differ."""
-    bases = [
-        readable(run.config.method)
-        if isinstance(run.config, DistillConfig) and _place(run) == "distilled"
-        else _place(run)
-        for run, *_ in groups
-    ]
+def _told(bases: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The same names; where one is there several times, with the settings in which these differ."""
     names = list(bases)
     for base in {base for base in bases if bases.count(base) > 1}:
         alike = [number for number, other in enumerate(bases) if other == base]
-        settings = [_flat(groups[number][0]) for number in alike]
-        keys = [
-            key
-            for key in dict.fromkeys(k for one in settings for k in one)
-            if len({one.get(key) for one in settings}) > 1
-        ]
-        for number, own in zip(alike, settings, strict=True):
+        known = dict.fromkeys(key for number in alike for key in settings[number])
+        keys = [key for key in known if len({settings[number].get(key) for number in alike}) > 1]
+        for number in alike:
+            own = settings[number]
             told = (f"{key.rpartition('.')[2].replace('_', ' ')} {own.get(key, 'not set')}" for key in keys)
-            names[number] = readable(", ".join([base, *told]))
-    # Long names are cut, and what is left may be alike.
+            names[number] = readable(", ".join(filter(None, [base, *told])))
+    return names
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where some are alike."""
     return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]

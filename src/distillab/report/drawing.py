@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-INK, MUTED, FAINT, MORE, LESS = "#010101", "#020202", "#030303", "#040404", "#050505"
-"""Marker colours: of text and lines, secondary ones, grid lines, what is more and what is less."""
+INK, MUTED, FAINT, MORE, LESS, GROUND = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+"""Marker colours: of text and lines, secondary ones, grid lines, what is more, what is less, and of the page itself."""
 
 NUM_HUES = 8
 MARKERS = "os^DvPX*"
@@ -29,12 +29,14 @@ _VARIABLES = {
     FAINT: "faint",
     MORE: "more",
     LESS: "less",
+    GROUND: "ground",
     **{f"#0000{number + 16:02x}": f"hue-{number}" for number in range(NUM_HUES)},
 }
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
-_FONT_POINTS = 9.0
-_LONGEST_LABEL = 28
+_FONT_POINTS = 9.5
+_CHARACTER_POINTS = 5.7  # of text in this size; fonts differ, so this is on the wide side
+_LONGEST_LABEL = 24
 _FONT_PROPERTIES = ("font", "font-family", "font-style", "font-weight", "font-variant", "font-stretch")
 
 
@@ -43,9 +45,31 @@ def hue(number: int) -> str:
     return f"#0000{number % NUM_HUES + 16:02x}"
 
 
-def short(name: str) -> str:
+def short(name: str, longest: int = _LONGEST_LABEL) -> str:
     """A name that fits beside an axis."""
-    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def points_across(texts: Iterable[str]) -> float:
+    """About as many points as the longest text is wide, whatever font the page is read in."""
+    return _CHARACTER_POINTS * max(map(len, texts), default=0)
+
+
+def apart(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Places for labels, near those that are wanted, in the same order and at least so far apart.
+
+    Args:
+        wanted: Rising.
+        gap: Between neighbours.
+        highest: The last label's place at most; where there is no room, the first ones go below 0.
+    """
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap) if places else place)
+    for number in reversed(range(len(places))):
+        highest = places[number] = min(places[number], highest)
+        highest -= gap
+    return places
 
 
 @dataclass(frozen=True)
@@ -75,40 +99,79 @@ def themed() -> Iterator[None]:
 class Drawing:
     """A pair of axes that becomes a panel; to be used where things are `themed`.
 
+    Margins are fixed: axes of panels beside each other line up, and nothing has to be drawn twice to be measured.
+
     Args:
         width: In points, 1/72 inch; a narrow screen is about 330 of its own pixels wide.
         height: In points.
+        left: Margin for what stands beside the axes, in points; `right`, `bottom` and `top` are the same.
+        right: See `left`.
+        bottom: See `left`.
+        top: See `left`.
         grid: The axis that grid lines stand on: "x", "y", "both" or none ("").
     """
 
-    def __init__(self, width: int, height: int, *, grid: str = "y") -> None:
+    def __init__(
+        self,
+        width: float,
+        height: float,
+        *,
+        left: float = 34.0,
+        right: float = 8.0,
+        bottom: float = 32.0,
+        top: float = 8.0,
+        grid: str = "y",
+    ) -> None:
         from matplotlib.figure import Figure
 
-        self._width = width
+        self._width = round(width)
         self._num_tags = 0
-        self._series: dict[str, int] = {}
+        self._classes: dict[str, str] = {}
         self._tips: dict[str, str] = {}
-        self._figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        self.axes: Axes = self._figure.add_subplot()
+        self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        self.axes: Axes = self._figure.add_axes(
+            (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+        )
         self.axes.spines[["top", "right"]].set_visible(False)
         if grid:
             self.axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
 
-    def tag(self, artist: Artist, *, series: int | None = None, tip: str | None = None) -> None:
+    def tag(self, artist: Artist, *, series: int | None = None, tip: str | None = None, emphatic: bool = False) -> None:
         """Say what an artist stands for.
 
         Args:
             artist: Of this drawing.
             series: Number of the row that it shows: readers may hide it.
             tip: Shown when a mouse rests on it.
+            emphatic: It is text that stands on top of marks, and has to be read all the same.
         """
         self._num_tags += 1
         name = f"tag{self._num_tags}"
         artist.set_gid(name)
-        if series is not None:
-            self._series[name] = series
+        classes = [*([] if series is None else [f"series-{series}"]), *(["emphatic"] if emphatic else [])]
+        if classes:
+            self._classes[name] = " ".join(classes)
         if tip is not None:
             self._tips[name] = tip
+
+    def beside(
+        self, x: float, y: float, text: str, *, colour: str = INK, series: int | None = None, **properties: Any
+    ) -> None:
+        """Put a text beside the axes.
+
+        Args:
+            x: In points to the right of the axes' right end; from the left end to the left, if negative.
+            y: In data.
+            text: What it says.
+            colour: A marker colour.
+            series: See `tag`.
+            properties: Of matplotlib's text.
+        """
+        written = self.axes.annotate(
+            text, (1 if x > 0 else 0, y), (x, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", color=colour, annotation_clip=False, **properties,
+        )  # fmt: skip
+        self.tag(written, series=series)
 
     def panel(self, title: str, *, name: str, label: str) -> Panel:
         """The finished panel.
@@ -153,8 +216,8 @@ class Drawing:
             elif value in _VARIABLES:
                 element.set(key, f"var(--{_VARIABLES[value]})")
         own = element.attrib.pop("id", None)
-        if own in self._series:
-            element.set("class", f"series-{self._series[own]}")
+        if own in self._classes:
+            element.set("class", self._classes[own])
         if own in self._tips:
             tip = ElementTree.Element("title")
             tip.text = self._tips[own]

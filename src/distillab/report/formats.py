@@ -1,12 +1,10 @@
-"""A report as Markdown, CSV and JSON: the same sentences and numbers as on the page."""
+"""A report as Markdown and JSON: the same sentences and numbers as on the page."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from distillab.report.document import Block, Chart, Document, Figures, Gallery, Listing, Paragraph
@@ -14,7 +12,6 @@ from distillab.report.table import Table
 
 _FORMAT = 1
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
-_STARTS_A_FORMULA = ("=", "+", "-", "@")
 
 
 def as_markdown(document: Document) -> str:
@@ -66,39 +63,6 @@ def _line(cells: Iterable[str]) -> str:
 
 def _escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
-
-
-def as_csv(document: Document) -> str:
-    """The rows for a spreadsheet: what is nested gets names such as `versus_alone.difference`, fractions stay 0..1.
-
-    Args:
-        document: What it says.
-    """
-    flat = [dict(_leaves(row, "")) for row in document.rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        yield name, _harmless(" ".join(map(str, value)))
-    else:
-        yield name, _harmless(value) if isinstance(value, str) else value
-
-
-def _harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_STARTS_A_FORMULA) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+\d.e ]+", text) is not None
 
 
 def as_json(document: Document) -> str:

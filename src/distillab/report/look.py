@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillab.config import RunConfig
+from distillab.config import AnyConfig
 from distillab.data.batches import EvaluationBatches
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.splits import validation_split
@@ -19,11 +19,14 @@ from distillab.evaluation.calibration import ConfidenceBin, fit_temperature, rel
 from distillab.evaluation.evaluate import collect_logits
 from distillab.evaluation.metrics import expected_calibration_error
 from distillab.evaluation.similarity import linear_cka, main_layers, pooled, principal_plane
+from distillab.feeding import check_fits
 from distillab.models.classifier import Classifier, evaluation_mode
 from distillab.models.features import forward_features
 from distillab.report.collect import Variant
 from distillab.report.run_record import readable
 from distillab.runtime.device import Compute
+from distillab.runtime.events import Observer
+from distillab.scene import run_image_size
 
 _MOST_TEST_IMAGES = 10_000
 _HELD_OUT_IMAGES = 400
@@ -73,19 +76,21 @@ class Desk:
     """The images that all models are shown.
 
     Attributes:
+        dataset: Where they come from.
         num_test: Test images, the first ones.
         num_held_out: Images that neither trained nor test; temperatures are fitted on them.
         shown: [n] positions of the test images whose features are kept, in rising order.
 
     Args:
-        config: Says how the training images are split.
+        config: Says how the training images are split, and how large they are shown.
         dataset: The images.
-        size: Side of the images that models get, in pixels.
         compute: Device and precision.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, size: int, compute: Compute) -> None:
+    def __init__(self, config: AnyConfig, dataset: Dataset, compute: Compute) -> None:
+        self.dataset = dataset
         self._compute = compute
+        self._size = run_image_size(config)
         self.num_test = min(len(dataset.test), _MOST_TEST_IMAGES)
         self.shown = _spread(np.arange(self.num_test), _FEATURE_IMAGES)
         self._is_shown = torch.zeros(self.num_test, dtype=torch.bool)
@@ -100,27 +105,30 @@ class Desk:
         self.num_held_out = len(held_out)
 
         def batches(part: ImageSet, rows: NDArray[np.int64]) -> EvaluationBatches:
-            return EvaluationBatches(part.images, part.labels, rows, device=compute.device, image_size=size)
+            return EvaluationBatches(part.images, part.labels, rows, device=compute.device, image_size=self._size)
 
         self._test = batches(dataset.test, np.arange(self.num_test))
         self._held_out = batches(dataset.train, held_out) if len(held_out) else None
 
     def look(
-        self, variant: Variant, model: Classifier, reference: Mapping[str, Tensor]
+        self, variant: Variant, model: Classifier, reference: Mapping[str, Tensor], observer: Observer
     ) -> tuple[Look, dict[str, Tensor]]:
         """Run one model over all images.
 
         Args:
             variant: Its row.
             model: It, on the device.
-            reference: The teacher's features, if it has been looked at.
+            reference: Its teacher's features; none where there is no teacher, or it has not been looked at.
+            observer: Is told of other classes and normalisation than the data's.
 
         Returns:
             What was found, and its features: layer -> [n, K], from the input on.
 
         Raises:
             DataError: It is another model, or these are other images, than when it was tested.
+            ShapeError: It takes other images, or knows other classes.
         """
+        check_fits(model, self.dataset, self._size, where=variant.name, observer=observer)
         logits, labels, features = self._tested(model)
         top1 = (logits.argmax(dim=1) == labels).double().mean().item()
         recorded = variant.first.result.test
@@ -131,7 +139,7 @@ class Desk:
                 where=variant.name,
             )
         temperature = None
-        if self._held_out is not None:
+        if self._held_out is not None and variant.first.is_own:  # else it may have learned from them
             held_out = collect_logits(model, self._held_out, autocast_dtype=self._compute.autocast_dtype)
             temperature = fit_temperature(*held_out)
         plane, share = principal_plane(features[list(features)[max(0, len(features) - 2)]])

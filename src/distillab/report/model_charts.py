@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillab.report.analysis import Analysis
 from distillab.report.document import Chart, Series
-from distillab.report.drawing import FAINT, INK, LESS, MORE, MUTED, Drawing, Panel, hue, short, themed
+from distillab.report.drawing import (
+    FAINT,
+    INK,
+    LESS,
+    MORE,
+    MUTED,
+    NUM_HUES,
+    Drawing,
+    Panel,
+    hue,
+    points_across,
+    short,
+    themed,
+)
 from distillab.report.look import Calibration, Look
 from distillab.report.table import ABSENT, Column, Table, number, percent
 
 _SQUARE = 190  # points
+_SQUARE_MARGINS = {"left": 24.0, "right": 8.0, "bottom": 32.0, "top": 8.0}
 _MOST_CLASSES_DRAWN = 20
 _MOST_CHANGES = 20
-_ROW_POINTS = 21
-_LAYER_POINTS = 50
+_ROW_POINTS = 22
+_LAYER_POINTS = 46
+_MOST_CLASSES_NAMED = 12
 
 
 @themed()
@@ -26,15 +42,15 @@ def reliability_chart(analysis: Analysis, series: Sequence[Series]) -> Chart:
     panels = [_reliability(look, series[n]) for n, look in _numbered(analysis, series)]
     heads = ("ECE %", "ECE % at temperature", "temperature")
     mended = (
-        f"A temperature was fitted on {analysis.num_held_out:,} images that neither trained nor test (line)."
+        f"Rings are the same at a temperature fitted on {analysis.num_held_out:,} images that neither trained nor test."
         if analysis.num_held_out
         else "No images were held out, so no temperature could be fitted; it is never fitted on test images."
     )
     return Chart(
         "reliability",
         "Calibration",
-        "Bars are the share of right answers among those of a confidence, stronger where there are more; on the "
-        f"diagonal a model is as sure as it is right. {mended}",
+        "How often answers of a confidence are right; the larger a point, the more images. On the diagonal a model is "
+        f"as sure as it is right, below it too sure. {mended}",
         tuple(panels),
         Table(
             (Column("method"), *(Column(head, numeric=True) for head in heads)),
@@ -57,49 +73,49 @@ def _numbered(analysis: Analysis, series: Sequence[Series]) -> list[tuple[int, L
 
 
 def _reliability(look: Look, one: Series) -> Panel:
-    drawing = Drawing(_SQUARE, _SQUARE, grid="")
+    drawing = Drawing(_SQUARE, _SQUARE, grid="", **_SQUARE_MARGINS)
     axes = drawing.axes
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
-    fullest = max(part.count for part in look.calibration.bins)
-    for part in look.calibration.bins:
-        if part.accuracy is not None:
-            (bar,) = axes.bar(
-                part.low, part.accuracy, part.high - part.low, align="edge", color=one.colour,
-                alpha=0.25 + 0.55 * (part.count / fullest) ** 0.5, linewidth=0,
-            )  # fmt: skip
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
+    _points(drawing, look.calibration, color=one.colour, markeredgewidth=0, alpha=0.75)
+    after = f"ECE {percent(look.calibration.ece)} %"
+    if look.mended is not None:
+        _points(drawing, look.mended, color=INK, markerfacecolor="none", markeredgewidth=1.0)
+        after += f" → {percent(look.mended.ece)} %"
+    axes.annotate(after, (1, 0), (-3, 5), xycoords="axes fraction", textcoords="offset points", ha="right")
+    axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), xlabel="confidence, %")
+    return drawing.panel(look.variant.name, name=f"reliability-{one.number}", label=f"reliability diagram; {after}")
+
+
+def _points(drawing: Drawing, calibration: Calibration, **style: Any) -> None:
+    """One for each part of the confidences, its area the share of the images."""
+    images = sum(part.count for part in calibration.bins)
+    for part in calibration.bins:
+        if part.confidence is not None and part.accuracy is not None:
+            size = 3 + 13 * (part.count / images) ** 0.5
+            (point,) = drawing.axes.plot(
+                [100 * part.confidence], [100 * part.accuracy], "o", markersize=size, clip_on=False, **style
+            )
             drawing.tag(
-                bar,
+                point,
                 tip=f"{part.count:,} images: sure of {percent(part.confidence)} %, right {percent(part.accuracy)} %",
             )
-    if look.mended is not None:
-        told = _told(look.mended)
-        axes.plot(*zip(*told, strict=True), marker=".", markersize=4, color=INK, linewidth=1.0)
-    _unit_square(drawing)
-    after = f", {percent(look.mended.ece)} after" if look.mended else ""
-    return drawing.panel(
-        look.variant.name,
-        name=f"reliability-{one.number}",
-        label=f"reliability diagram; ECE {percent(look.calibration.ece)} %{after}",
-    )
-
-
-def _told(calibration: Calibration) -> list[tuple[float, float]]:
-    return [(b.confidence, b.accuracy) for b in calibration.bins if b.confidence is not None and b.accuracy is not None]
-
-
-def _unit_square(drawing: Drawing) -> None:
-    axes = drawing.axes
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence")
-    axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
-    axes.set_yticks([0, 0.5, 1], ["0", "50", "100"])
 
 
 @themed()
-def confusion_chart(analysis: Analysis, baseline: Look, series: Sequence[Series]) -> Chart | None:
-    """Which confusions each model makes more and less often than the student alone; None where all are the same."""
-    others = [(n, look) for n, look in _numbered(analysis, series) if look is not baseline]
-    own = _confusions(analysis, baseline)
-    changes = {n: _confusions(analysis, look) - own for n, look in others}
+def confusion_chart(
+    analysis: Analysis, baselines: Mapping[str, Look | None], series: Sequence[Series]
+) -> Chart | None:
+    """Which confusions each model makes more and less often than the student alone; None where all are the same.
+
+    Args:
+        analysis: What was found of the models.
+        baselines: Name of a row -> the student alone that it is held against, which may be itself.
+        series: How each is drawn.
+    """
+    found = [(n, look, baselines.get(look.variant.name)) for n, look in _numbered(analysis, series)]
+    others = [(n, look) for n, look, baseline in found if baseline is not None and look is not baseline]
+    own = {n: _confusions(analysis, baseline) for n, _, baseline in found if baseline is not None}
+    changes = {n: _confusions(analysis, look) - own[n] for n, look in others}
     if not any(change.any() for change in changes.values()):
         return None
     drawn = len(analysis.classes) <= _MOST_CLASSES_DRAWN
@@ -109,9 +125,9 @@ def confusion_chart(analysis: Analysis, baseline: Look, series: Sequence[Series]
     )[:_MOST_CHANGES]
     return Chart(
         "confusion",
-        f"What is confused otherwise than by {baseline.variant.name}",
+        "Confusions, compared with the student alone",
         "Rows are the right classes, columns the chosen ones. A filled square is a confusion that is made more often, "
-        "a hollow one less often, the larger the more images; the diagonal of right answers is left out."
+        f"a hollow one less often, the larger the more images. {_key(analysis.classes)}"
         if drawn
         else f"Of {len(analysis.classes)} classes the largest changes are listed.",
         tuple(panels),
@@ -127,8 +143,8 @@ def confusion_chart(analysis: Analysis, baseline: Look, series: Sequence[Series]
                     series[n].name,
                     analysis.classes[r],
                     analysis.classes[c],
-                    f"{own[r, c]:,}",
-                    f"{own[r, c] + changes[n][r, c]:,}",
+                    f"{own[n][r, c]:,}",
+                    f"{own[n][r, c] + changes[n][r, c]:,}",
                     f"{changes[n][r, c]:+,}",
                 )
                 for _, n, r, c in listed
@@ -145,10 +161,21 @@ def _confusions(analysis: Analysis, look: Look) -> NDArray[np.int64]:
     return counts
 
 
+def _are_short(classes: Sequence[str]) -> bool:
+    return all(len(name) < 3 for name in classes)
+
+
+def _key(classes: Sequence[str]) -> str:
+    """What the numbers on the axes stand for, where names are too long to stand there."""
+    if _are_short(classes):
+        return ""
+    return "Classes are " + ", ".join(f"{number} {name}" for number, name in enumerate(classes, start=1)) + "."
+
+
 def _confusion(change: NDArray[np.int64], one: Series, classes: Sequence[str]) -> Panel:
     from matplotlib.patches import Rectangle
 
-    drawing = Drawing(_SQUARE, _SQUARE, grid="")
+    drawing = Drawing(_SQUARE, _SQUARE + 2, grid="", **_SQUARE_MARGINS | {"left": 34.0})
     axes = drawing.axes
     size = len(classes)
     largest = max(1, int(np.abs(change).max()))
@@ -162,9 +189,10 @@ def _confusion(change: NDArray[np.int64], one: Series, classes: Sequence[str]) -
     axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=FAINT, linewidth=0.8)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal", xlabel="chosen", ylabel="right")
     ticks = range(0, size, 1 + size // 11)
-    labels = [classes[tick] if all(len(name) < 3 for name in classes) else str(tick + 1) for tick in ticks]
+    labels = [classes[tick] if _are_short(classes) else str(tick + 1) for tick in ticks]
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)
+    axes.tick_params(length=0)
     axes.spines[:].set(visible=True, color=FAINT)
     more, less = int(change.clip(min=0).sum()), int(-change.clip(max=0).sum())
     return drawing.panel(one.name, name=f"confusion-{one.number}", label=f"{more} confusions more, {less} less")
@@ -179,7 +207,12 @@ def similarity_chart(analysis: Analysis, series: Sequence[Series]) -> Chart | No
     from matplotlib.patches import Rectangle
 
     deepest = max(len(look.similarity) for _, look in compared)
-    drawing = Drawing(max(240, 120 + _LAYER_POINTS * deepest), 40 + _ROW_POINTS * len(compared), grid="")
+    names = [short(series[n].name) for n, _ in compared]
+    left = points_across(names) + 12
+    drawing = Drawing(
+        max(340, left + _LAYER_POINTS * deepest + 4), 26 + _ROW_POINTS * len(compared), left=left, right=4, bottom=20,
+        top=4, grid="",
+    )  # fmt: skip
     axes = drawing.axes
     for y, (n, look) in enumerate(compared):
         for x, (own, other, value) in enumerate(look.similarity):
@@ -187,13 +220,15 @@ def similarity_chart(analysis: Analysis, series: Sequence[Series]) -> Chart | No
                 (x - 0.48, y - 0.44), 0.96, 0.88, facecolor=hue(0), alpha=0.02 + 0.53 * value**2, linewidth=0
             )
             axes.add_patch(cell)
-            drawing.tag(cell, tip=f"{series[n].name}: {own} and the teacher's {other}: {value:.3f}")
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center")
-    names = {tuple(own for own, _, _ in look.similarity) for _, look in compared}
-    heads = [short(name)[-10:] for name in names.pop()] if len(names) == 1 else [str(i + 1) for i in range(deepest)]
+            drawing.tag(cell, series=n, tip=f"{series[n].name}: {own} and the teacher's {other}: {value:.3f}")
+            drawing.tag(axes.text(x, y, f"{value:.2f}", ha="center", va="center"), series=n)
+    for y, (n, _) in enumerate(compared):
+        drawing.beside(-6, y, names[y], ha="right", series=n)
+    layers = {tuple(own for own, _, _ in look.similarity) for _, look in compared}
+    heads = [name[-8:] for name in layers.pop()] if len(layers) == 1 else [str(i + 1) for i in range(deepest)]
     axes.set(xlim=(-0.5, deepest - 0.5), ylim=(len(compared) - 0.5, -0.5))
     axes.set_xticks(range(deepest), heads)
-    axes.set_yticks(range(len(compared)), [short(series[n].name) for n, _ in compared], color=INK)
+    axes.set_yticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     panel = drawing.panel("", name="similarity", label="a cell for each model and layer; the numbers are below")
@@ -223,14 +258,16 @@ def embedding_chart(analysis: Analysis, series: Sequence[Series]) -> Chart:
     shares = []
     for n, look in _numbered(analysis, series):
         right = look.choices[analysis.shown] == labels
-        panels.append(_plane(look, series[n], labels, right))
+        panels.append(_plane(look, series[n], labels, right, analysis.classes))
         shares.append((look.variant.name, percent(look.plane_share), f"{int((~right).sum()):,}"))
-    coloured = "Colours are classes" if len(analysis.classes) <= 8 else "Colours are classes, each eighth the same"
+    several = len(analysis.classes)
+    coloured = "Colours are classes here" + ("" if several <= NUM_HUES else f", the same again after {NUM_HUES}")
+    named = "; their names stand in their midst" if several <= _MOST_CLASSES_NAMED else ""
     return Chart(
         "embedding",
         "The last features in two dimensions",
         f"{len(labels):,} test images by the first two principal components of the features before the classifier. "
-        f"{coloured}; a cross is an image that the model gets wrong. Axes of different models do not compare.",
+        f"{coloured}{named}; a cross is an image that the model gets wrong. Axes of different models do not compare.",
         tuple(panels),
         Table(
             (
@@ -243,17 +280,21 @@ def embedding_chart(analysis: Analysis, series: Sequence[Series]) -> Chart:
     )
 
 
-def _plane(look: Look, one: Series, labels: NDArray[np.int64], right: NDArray[np.bool_]) -> Panel:
-    drawing = Drawing(_SQUARE, _SQUARE, grid="")
+def _plane(
+    look: Look, one: Series, labels: NDArray[np.int64], right: NDArray[np.bool_], classes: Sequence[str]
+) -> Panel:
+    drawing = Drawing(_SQUARE, _SQUARE, left=4, right=4, bottom=4, top=4, grid="")
     axes = drawing.axes
     for label in np.unique(labels):
         points = look.plane[(labels == label) & right]
-        marker = "o" if label < 8 else "D"
-        axes.plot(
-            points[:, 0], points[:, 1], marker, color=hue(int(label)), markersize=2.6, markeredgewidth=0, alpha=0.75
-        )
+        axes.plot(points[:, 0], points[:, 1], "o", color=hue(int(label)), markersize=3.2, markeredgewidth=0, alpha=0.7)
     wrong = look.plane[~right]
     axes.plot(wrong[:, 0], wrong[:, 1], "x", color=INK, markersize=4.5, markeredgewidth=1.2)
+    if len(classes) <= _MOST_CLASSES_NAMED:
+        for label in np.unique(labels):
+            x, y = np.median(look.plane[labels == label], axis=0)
+            text = axes.text(x, y, short(classes[label], 8), color=hue(int(label)), ha="center", va="center")
+            drawing.tag(text, emphatic=True)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=FAINT)
     return drawing.panel(

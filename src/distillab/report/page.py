@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from importlib import resources
+from pathlib import Path
 
 from distillab import __version__
 from distillab.report.document import Document
+from distillab.report.table import ABSENT
 
 _TEMPLATES = resources.files("distillab.report") / "templates"
+_MARK = '<meta name="generator" content="distillab'
+_HEAD_BYTES = 4096
 
 
 def as_html(document: Document) -> str:
@@ -30,6 +35,7 @@ def as_html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["typeset"] = _typeset
     style, script = (_template(name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         document=document,
@@ -41,6 +47,22 @@ def as_html(document: Document) -> str:
         ),
         version=__version__,
     )
+
+
+def _typeset(cell: str) -> str:
+    """A number with a minus sign as wide as a plus sign; a dash where there is none."""
+    if cell == ABSENT:
+        return "\N{EN DASH}"
+    return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", cell) if re.fullmatch(r"[-+.,\d to]+", cell) else cell
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of ours."""
+    try:
+        with path.open("rb") as stream:
+            return _MARK.encode() in stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def _template(name: str) -> str:

@@ -1,123 +1,173 @@
-"""The rows of a report: each variant's numbers over its seeds, and what the comparison may claim."""
+"""Tables of rows over seeds, and what may be said of them: the same for `distillab compare` and for every report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
 from distillab.evaluation.metrics import wilson_interval
-from distillab.report.collect import Collection, Variant
-from distillab.report.run_record import Run
-from distillab.report.statistics import Run as Training
-from distillab.report.statistics import as_rows, compare, sentences
+from distillab.report.run_record import Result
+from distillab.report.statistics import Run, as_rows, compare, sentences
 
-_COMPARED = ("alone", "distilled")
+_STARTS_A_FORMULA = ("=", "+", "-", "@")
 
 
-def report_rows(collection: Collection) -> list[dict[str, Any]]:
-    """One row a variant, ready for JSON.
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed and their teacher alone.
 
-    Args:
-        collection: What the report is about.
-
-    Returns:
-        The keys of `statistics.as_rows`, and `role`, `model`, `seeds`, `interval_over` ("seeds": a t-interval of the
-        mean; "images": Wilson's, of one run on its test images), the means of the other numbers of `Scores`, `Cost`
-        and `Timing`, and `run_dirs`. Fractions are 0..1; what there is not is None.
+    Attributes:
+        table: Says which rows it is held against; "" where there is one table.
+        method: Its name in there; "alone" is the student that the others are held against.
+        results: What its runs have left, those that came to their end.
+        run_dirs: Folders of all its runs, as they are to be shown.
+        num_teachers: With how many teachers each seed was run.
+        tuned: Settings that tuning has found, by dotted name; None where there was none.
+        trials: How many trials that took.
     """
-    compared = {row["method"]: row for row in as_rows(compare(_runs(collection)))}
-    return [_row(variant, compared.get(variant.name, {})) for variant in collection.variants]
 
+    table: str
+    method: str
+    results: tuple[Result, ...]
+    run_dirs: tuple[str, ...]
+    num_teachers: int = 1
+    tuned: Mapping[str, float] | None = None
+    trials: int = 0
 
-def claims(collection: Collection) -> list[str]:
-    """What the runs show, in sentences: the headline first.
+    def by_seed(self) -> dict[int, Run]:
+        """Accuracy and time by rising seed, each a mean over the teachers.
 
-    Args:
-        collection: What the report is about.
-    """
-    alone, distilled = collection.of("alone"), collection.of("distilled")
-    if not distilled:
-        return [
-            f"{_counted(len(collection.variants), 'model')} trained alone, no distilled student: nothing is compared."
-        ]
-    if not alone:
-        return ["No student alone is among the runs, so they do not show what distillation gains."]
-    if max(len(variant.runs) for variant in (*alone, *distilled)) > 1:
-        return sentences(compare(_runs(collection)))
-    return [
-        _one_seed(alone[0], distilled),
-        "One seed a row says nothing of the spread over seeds: more seeds are needed.",
-    ]
-
-
-def _one_seed(alone: Variant, distilled: Sequence[Variant]) -> str:
-    """What one run a row shows: whether the largest difference is more than test images leave to chance."""
-    largest = max(distilled, key=lambda variant: abs(variant.top1 - alone.top1))
-    difference = largest.top1 - alone.top1
-    low, high = wilson_interval(alone.top1, alone.first.result.test.num_samples)
-    chance = 2**0.5 * (high - low) / 2
-    images = f"the {100 * chance:.1f} points that {alone.first.result.test.num_samples:,} test images leave to chance"
-    if abs(difference) <= chance:
-        return (
-            "No method is shown to differ from the student alone: the largest difference, "
-            f"{100 * difference:+.1f} points ({largest.name}), lies within {images}."
-        )
-    verb = "above" if difference > 0 else "below"
-    return (
-        f"{largest.name} is {100 * abs(difference):.1f} points {verb} the student alone, more than {images}, "
-        "but with one seed that shows no difference of methods."
-    )
-
-
-def _runs(collection: Collection) -> dict[str, dict[int, Training]]:
-    return {
-        variant.name: {
-            run.result.seed: Training(run.result.test.top1, run.result.timing.seconds or 0.0) for run in variant.runs
+        With another teacher a seed's student has the same initial weights and order, and the student alone is the very
+        same: counted as runs of their own they would make every interval too narrow. A seed that misses a teacher is
+        left out.
+        """
+        found: dict[int, list[Result]] = {}
+        for result in self.results:
+            found.setdefault(result.seed, []).append(result)
+        whole = {seed: found[seed] for seed in sorted(found) if len(found[seed]) == self.num_teachers}
+        return {
+            seed: Run(fmean(one.test.top1 for one in results), fmean(one.timing.seconds or 0.0 for one in results))
+            for seed, results in whole.items()
         }
-        for variant in collection.variants
-        if variant.place in _COMPARED
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What rows come to.
+
+    Attributes:
+        rows: One a row, ready for JSON: the keys of `statistics.as_rows`, "table", "seeds", means over its runs of
+            "nll", "ece", "teacher_agreement", "teacher_divergence", "top1_where_teacher_wrong", "latency_seconds",
+            "top1_last_mean" (of the last step's weights where their average is the result) and "top1_best_mean" (of
+            those that validation chose), "test_set_interval" (Wilson's, of a single run on its test images), "model",
+            "parameters", "macs", "run_dirs", "num_teachers", and "tuned" and "trials" of a tuned row. Fractions are
+            0..1; what there is not is None.
+        sentences: What may be said, table by table.
+        tuning: What tuning has found, a sentence a tuned row.
+        winner: By table the method that is shown to be better than every other; None where there is none.
+    """
+
+    rows: list[dict[str, Any]]
+    sentences: list[str]
+    tuning: list[str]
+    winner: dict[str, str | None]
+
+
+def counted(rows: Sequence[Row]) -> Counted:
+    """Hold the rows of each table against each other.
+
+    Args:
+        rows: Of all tables; in one table each has a name of its own.
+    """
+    shown: list[dict[str, Any]] = []
+    said: list[str] = []
+    winner: dict[str, str | None] = {}
+    for table in dict.fromkeys(row.table for row in rows):
+        own = {row.method: row for row in rows if row.table == table}
+        found = compare({method: row.by_seed() for method, row in own.items()})
+        winner[table] = found.winner
+        said += [f"{table}: {sentence}" if table else sentence for sentence in sentences(found)]
+        shown += [{"table": table, **numbers, **_means(own[numbers["method"]])} for numbers in as_rows(found)]
+    return Counted(shown, said, [sentence for row in rows if (sentence := _tuned_in_words(row))], winner)
+
+
+_MEANS = {
+    "nll": "test.nll",
+    "ece": "test.ece",
+    "teacher_agreement": "test.teacher_agreement",
+    "teacher_divergence": "test.teacher_divergence",
+    "top1_where_teacher_wrong": "test.top1_where_teacher_wrong",
+    "top1_last_mean": "last.test.top1",
+    "top1_best_mean": "best.test.top1",
+    "latency_seconds": "timing.latency_seconds",
+}
+
+
+def _means(row: Row) -> dict[str, Any]:
+    results = row.results
+    single = results[0].test if len(results) == 1 else None
+    return {
+        "seeds": list(row.by_seed()),
+        "model": results[0].model if results else None,
+        **{name: _mean(results, path) for name, path in _MEANS.items()},
+        "test_set_interval": wilson_interval(single.top1, single.num_samples) if single else None,
+        "parameters": results[0].cost.parameters if results else None,
+        "macs": results[0].cost.macs if results else None,
+        "run_dirs": list(row.run_dirs),
+        "num_teachers": row.num_teachers,
+        "tuned": None if row.tuned is None else dict(row.tuned),
+        "trials": row.trials,
     }
 
 
-def _row(variant: Variant, compared: dict[str, Any]) -> dict[str, Any]:
-    runs = variant.runs
-
-    def mean(of: Callable[[Run], float | None]) -> float | None:
-        values = [value for run in runs if (value := of(run)) is not None]
-        return fmean(values) if values else None
-
-    row: dict[str, Any] = {
-        "method": variant.name,
-        "role": variant.place,
-        "model": variant.first.result.model,
-        "seeds": [run.result.seed for run in runs],
-        "num_seeds": len(runs),
-        "top1_mean": variant.top1,
-        "top1_std": None,
-        "top1_interval": None,
-        "interval_over": "seeds",
-        "versus_alone": None,
-        "versus_st": None,
-        "rank": None,
-        "points_per_extra_minute": None,
-        **compared,
-        "seconds_mean": mean(lambda run: run.result.timing.seconds),
-        "nll": mean(lambda run: run.result.test.nll),
-        "ece": mean(lambda run: run.result.test.ece),
-        "teacher_agreement": mean(lambda run: run.result.test.teacher_agreement),
-        "teacher_divergence": mean(lambda run: run.result.test.teacher_divergence),
-        "top1_where_teacher_wrong": mean(lambda run: run.result.test.top1_where_teacher_wrong),
-        "parameters": variant.first.result.cost.parameters,
-        "macs": variant.first.result.cost.macs,
-        "latency_seconds": mean(lambda run: run.result.timing.latency_seconds),
-        "run_dirs": [str(run.folder) for run in runs],
-    }
-    if len(runs) == 1:
-        test = variant.first.result.test
-        row |= {"top1_interval": list(wilson_interval(test.top1, test.num_samples)), "interval_over": "images"}
-    return row
+def _mean(results: Sequence[Result], path: str) -> float | None:
+    first, _, rest = path.partition(".")
+    owners = [owner for result in results if (owner := getattr(result, first)) is not None]
+    values = [value for owner in owners if (value := attrgetter(rest)(owner)) is not None]
+    return fmean(values) if values else None
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _tuned_in_words(row: Row) -> str | None:
+    if row.tuned is None:
+        return None
+    settings = ", ".join(f"{name} {value:.3g}" for name, value in row.tuned.items())
+    return f"{row.table}: {row.method} is trained with {settings}, the best of {row.trials} trials."
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows for a spreadsheet: what is nested gets names such as `versus_alone.difference`, fractions stay 0..1.
+
+    Args:
+        rows: Ready for JSON.
+    """
+    flat = [dict(_leaves(row, "")) for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        yield name, _harmless(" ".join(map(str, value)))
+    else:
+        yield name, _harmless(value) if isinstance(value, str) else value
+
+
+def _harmless(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_STARTS_A_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+\d.e ]+", text) is not None

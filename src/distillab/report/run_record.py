@@ -75,6 +75,13 @@ class TeacherPart(_Record):
     cost: Cost
 
 
+class Weights(_Record):
+    """Other weights that a run has kept and tested: the last step's, or those that validation chose."""
+
+    test: Scores
+    epoch: int | None = None
+
+
 class Result(_Record):
     """What `result.json` says of a run."""
 
@@ -87,6 +94,9 @@ class Result(_Record):
     test: Scores
     cost: Cost
     timing: Timing = Timing()
+    best: Weights | None = None
+    last: Weights | None = None
+    run_sha256: str | None = None
     teacher: TeacherPart | None = None
 
 
@@ -133,6 +143,7 @@ class Run:
         environment: What it was made with.
         command: What was typed.
         weights: Of the model that it is about; None where none were kept.
+        is_own: Whether the run trained the model. False: it tells of a teacher that came from elsewhere.
     """
 
     folder: Path
@@ -142,11 +153,24 @@ class Run:
     environment: Environment
     command: str
     weights: Path | None
+    is_own: bool = True
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
         """The epochs of the model that the run is about, in order."""
         return tuple(epoch for epoch in self.history if epoch.role == self.result.role)
+
+
+def read_result(folder: Path) -> Result:
+    """Read what a run has come to.
+
+    Args:
+        folder: Of a complete run.
+
+    Raises:
+        CheckpointError: The result is missing, damaged, or none of ours.
+    """
+    return parsed(Result, folder / "result.json")
 
 
 def read_run(folder: Path) -> Run:
@@ -158,7 +182,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         CheckpointError: A file is missing, damaged, or none of ours.
     """
-    result = _parsed(Result, folder / "result.json")
+    result = read_result(folder)
     config_path = folder / "config.toml"
     try:
         values = tomllib.loads(_text(config_path))
@@ -166,7 +190,7 @@ def read_run(folder: Path) -> Run:
         config: AnyConfig = validated(TrainConfig, values) if alone else validated(DistillConfig, values)
     except (tomllib.TOMLDecodeError, ConfigError, RecursionError) as error:
         reason = f"{error.where}: {error.message}" if isinstance(error, ConfigError) else str(error)
-        raise _damaged(config_path, reason) from error
+        raise damaged(config_path, reason) from error
     metrics = folder / "metrics.jsonl"
     lines = _text(metrics).splitlines() if metrics.exists() else []
     bare = result.weights is not None and result.weights == Path(result.weights).name
@@ -175,16 +199,21 @@ def read_run(folder: Path) -> Run:
         config,
         result,
         tuple(_validated(Epoch, _json(line, metrics), metrics) for line in lines),
-        _parsed(Environment, folder / "env.json"),
+        parsed(Environment, folder / "env.json"),
         spelt(_text(folder / "command.txt").strip()),
         folder / str(result.weights) if bare else None,
     )
 
 
-RecordT = TypeVar("RecordT", bound=_Record)
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-def _parsed(record: type[RecordT], path: Path) -> RecordT:
+def parsed(record: type[RecordT], path: Path) -> RecordT:
+    """Read a JSON file as a record.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or holds something else.
+    """
     return _validated(record, _json(_text(path), path), path)
 
 
@@ -194,14 +223,14 @@ def _validated(record: type[RecordT], values: object, path: Path) -> RecordT:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{readable(place)}: {first['msg']}") from error
+        raise damaged(path, f"{readable(place)}: {first['msg']}") from error
 
 
 def _json(text: str, path: Path) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
 def _text(path: Path) -> str:
@@ -215,14 +244,15 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     if len(content) > _LARGEST_BYTES:
-        raise _damaged(path, f"it is larger than {_LARGEST_BYTES >> 20} MiB")
+        raise damaged(path, f"it is larger than {_LARGEST_BYTES >> 20} MiB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """Say which file is not what it should be."""
     return CheckpointError(
         f"damaged, or no file of a run: {reason}", where=shown_path(path), hint="leave this run out, or make it again"
     )

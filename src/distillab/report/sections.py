@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from distillab.config import TrainConfig, to_toml
 from distillab.report.analysis import Analysis
-from distillab.report.charts import accuracy_chart, cost_chart, learning_curves, series_of, teacher_chart
+from distillab.report.charts import accuracy_chart, cost_chart, learning_curves, series_of
+from distillab.report.claims import claims
 from distillab.report.collect import Collection, Variant
 from distillab.report.disagreement import Case
 from distillab.report.document import (
@@ -16,16 +15,20 @@ from distillab.report.document import (
     Document,
     Figures,
     Gallery,
-    Listing,
     Paragraph,
     Picture,
     Section,
     Series,
 )
+from distillab.report.look import Look
 from distillab.report.model_charts import confusion_chart, embedding_chart, reliability_chart, similarity_chart
-from distillab.report.rows import claims, report_rows
-from distillab.report.run_record import spelt
+from distillab.report.reproduction import reproduction
+from distillab.report.rows import Counted, counted
+from distillab.report.run_record import Run
 from distillab.report.table import ABSENT, Column, Table, interval, millions, number, percent, points
+from distillab.report.teacher_chart import BesideTeacher, teacher_chart
+
+_COMPARED = ("alone", "distilled")
 
 
 def build_document(
@@ -39,16 +42,26 @@ def build_document(
         title: Of the page.
         left_out: More to say of what is not there.
     """
-    rows = report_rows(collection)
+    students = counted([variant.row for variant in collection.variants if variant.place in _COMPARED])
+    rows = _rows(collection, students)
+    drawn = [_drawn(row, variant, collection) for row, variant in zip(rows, collection.variants, strict=True)]
     series = series_of(collection.variants)
-    headline, *more = claims(collection)
+    headline, *more = claims(collection, students)
     missing = (*collection.left_out, *(analysis.notes if analysis else ()), *left_out)
+    beside = _beside_teacher(collection, analysis)
     sections = [
-        _section("results", "Results", _results_table(rows), *map(Paragraph, more), accuracy_chart(rows, series)),
+        _section("results", "Results", _results_table(drawn), *map(Paragraph, more), accuracy_chart(drawn, series)),
+        _section("weights", "Which weights", *_weights(collection, drawn)),
         _section("learning", "Learning", learning_curves(collection.variants, series)),
-        _section("cost", "Cost", cost_chart(rows, series)),
-        *(_of_models(collection, analysis, rows, series) if analysis else ()),
-        _section("reproduce", "Reproduce", *_reproduction(collection)),
+        _section("cost", "Cost", cost_chart(drawn, series)),
+        _section(
+            "teacher",
+            "Student and teacher",
+            teacher_chart(beside, drawn, series) if beside else None,
+            similarity_chart(analysis, series) if analysis else None,
+        ),
+        *(_of_models(collection, analysis, series) if analysis else ()),
+        _section("reproduce", "Reproduce", *reproduction(collection)),
         _section("left-out", "Left out", *map(Paragraph, missing)),
     ]
     return Document(
@@ -60,6 +73,31 @@ def build_document(
         rows=rows,
         left_out=missing,
     )
+
+
+def _rows(collection: Collection, students: Counted) -> list[dict[str, Any]]:
+    """A row for each variant: students as they were counted, teachers and assistants as what they are by themselves."""
+    of_students = {(row["table"], row["method"]): row for row in students.rows}
+    rows = []
+    for variant in collection.variants:
+        if variant.place in _COMPARED:
+            row = of_students[variant.row.table, variant.row.method]
+        else:
+            row = {**counted([variant.row]).rows[0], "rank": None}  # nobody is held against them
+        rows.append({**row, "role": variant.place})
+    return rows
+
+
+def _drawn(row: dict[str, Any], variant: Variant, collection: Collection) -> dict[str, Any]:
+    """A row as it is drawn: by a name that is its own, with the interval that there is."""
+    told: dict[str, Any] = {"method": variant.name, "model": row["model"] or ABSENT, "interval_over": "seeds"}
+    if row["top1_interval"] is None and row["test_set_interval"] is not None:
+        told |= {"top1_interval": row["test_set_interval"], "interval_over": "images"}
+    if row["top1_mean"] is None:
+        told |= {"parameters": None, "macs": None, "latency_seconds": None}
+    if variant.place == "alone" and len(collection.of("alone")) > 1:
+        told["role"] = "one of several alone"  # no line can be drawn for all
+    return row | told
 
 
 def _section(name: str, title: str, *blocks: Block | None) -> Section:
@@ -98,6 +136,7 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Figures:
             (Column("versus alone", numeric=True), [points(one.get("difference"), signed=True) for one in versus])
         )
     if several:
+        columns.insert(4, (Column("std", numeric=True), [points(row["top1_std"]) for row in rows]))
         shown = [one.get("verdict") or ABSENT for one in versus]
         columns += [
             (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
@@ -117,49 +156,88 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Figures:
     return Figures(f"All rows. Intervals are {over}; seconds are those of training.", table, tuple(range(len(rows))))
 
 
-def _of_models(
-    collection: Collection, analysis: Analysis, rows: Sequence[dict[str, Any]], series: Sequence[Series]
-) -> list[Section]:
-    baseline = analysis.of(next(iter(collection.of("alone")), None))
-    trusted = _teacher_counts(collection, analysis)
+def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Block]:
+    """The weights that runs have kept beside each other; nothing where each has one kind only."""
+    if not any(row["top1_last_mean"] is not None or row["top1_best_mean"] is not None for row in rows):
+        return []
+    cells = []
+    for row, variant in zip(rows, collection.variants, strict=True):
+        averaged = row["top1_last_mean"] is not None
+        stops_early = bool(variant.runs) and variant.first.config.training.early_stop_patience is not None
+        epochs = [run.result.best.epoch for run in variant.runs if run.result.best]
+        cells.append(
+            (
+                row["method"],
+                points(row["top1_mean"] if averaged else None),
+                points(row["top1_last_mean"] if averaged else None if stops_early else row["top1_mean"]),
+                points(row["top1_best_mean"]),
+                ", ".join(map(str, epochs)) or ABSENT,
+            )
+        )
+    heads = ("average (EMA) %", "last step %", "chosen on validation %", "chosen after epoch")
     return [
-        _section(
-            "teacher",
-            "Student and teacher",
-            teacher_chart(trusted, rows, series) if trusted else None,
-            similarity_chart(analysis, series),
+        Paragraph(
+            "Test top-1 of the weights that each run has kept, means over seeds. The result is that of the last step's "
+            "weights, of their average where the settings ask for one, and of those that validation chose where they "
+            "stop early; nothing is chosen on the test images."
         ),
+        Figures(
+            "Test top-1 by which weights.",
+            Table((Column("method"), *(Column(head, numeric=True) for head in heads)), tuple(cells)),
+            tuple(range(len(rows))),
+        ),
+    ]
+
+
+def _of_models(collection: Collection, analysis: Analysis, series: Sequence[Series]) -> list[Section]:
+    baselines = {look.variant.name: analysis.of(collection.alone_of(look.variant)) for look in analysis.looks}
+    return [
         _section("calibration", "Calibration", reliability_chart(analysis, series)),
-        _section("confusions", "Confusions", confusion_chart(analysis, baseline, series) if baseline else None),
+        _section("confusions", "Confusions", confusion_chart(analysis, baselines, series)),
         _section("disagreements", "Images they disagree on", *_galleries(collection, analysis)),
         _section("features", "Features", embedding_chart(analysis, series)),
     ]
 
 
-def _teacher_counts(collection: Collection, analysis: Analysis) -> dict[int, tuple[int, int, int, int]]:
-    """See `teacher_chart`."""
-    teacher = analysis.of(next(iter(collection.of("teacher")), None))
-    if teacher is None:
-        return {}
-    right = teacher.choices == analysis.labels
+def _beside_teacher(collection: Collection, analysis: Analysis | None) -> dict[int, BesideTeacher]:
+    """Students held against their teacher, by number of the row: as their runs say, else by their choices."""
     found = {}
-    for position, variant in enumerate(collection.variants):
-        look = analysis.of(variant)
-        if look is not None and look is not teacher:
-            own = look.choices == analysis.labels
-            found[position] = (
-                int((~right).sum()),
-                int((own & ~right).sum()),
-                int(right.sum()),
-                int((own & right).sum()),
-            )
+    for number_of_row, variant in enumerate(collection.variants):
+        told = _told_by_run(variant.first) if variant.runs else None
+        if told is None and analysis is not None:
+            look, teacher = analysis.of(variant), analysis.of(collection.teacher_of(variant))
+            told = _seen(look, teacher, analysis) if look and teacher else None
+        if told is not None:
+            found[number_of_row] = told
     return found
 
 
+def _told_by_run(run: Run) -> BesideTeacher | None:
+    test, part = run.result.test, run.result.teacher
+    if part is None or test.teacher_agreement is None:
+        return None
+    num_right = round(part.test.top1 * test.num_samples)
+    num_wrong = test.num_samples - num_right
+    where_wrong = round((test.top1_where_teacher_wrong or 0.0) * num_wrong)
+    own = round(test.top1 * test.num_samples)
+    return BesideTeacher(num_wrong, where_wrong, num_right, own - where_wrong, test.teacher_agreement)
+
+
+def _seen(look: Look, teacher: Look, analysis: Analysis) -> BesideTeacher:
+    own, others = look.choices == analysis.labels, teacher.choices == analysis.labels
+    return BesideTeacher(
+        int((~others).sum()),
+        int((own & ~others).sum()),
+        int(others.sum()),
+        int((own & others).sum()),
+        float((look.choices == teacher.choices).mean()),
+    )
+
+
 def _galleries(collection: Collection, analysis: Analysis) -> list[Block]:
-    if not analysis.kinds or collection.best is None:
+    if not analysis.kinds or collection.trio is None:
         return []
-    names = (collection.of("teacher")[0].name, collection.of("alone")[0].name, collection.best.name)
+    names = tuple(variant.name for variant in collection.trio)
     counts = Table(
         (Column("who is right"), Column("test images", numeric=True)),
         tuple((kind.title, f"{kind.count:,}") for kind in analysis.kinds),
@@ -184,37 +262,3 @@ def _picture(case: Case, names: Sequence[str], analysis: Analysis) -> Picture:
     )
     label = analysis.classes[case.label]
     return Picture(analysis.pictures[case.position], f"test image {case.position + 1}, class {label}", label, lines)
-
-
-def _reproduction(collection: Collection) -> list[Block]:
-    blocks: list[Block] = []
-    if collection.differing:
-        heads = (Column("method"), *(Column(name) for name in collection.differing))
-        cells = tuple(
-            (variant.name, *(values[n] for values in collection.differing.values()))
-            for n, variant in enumerate(collection.variants)
-        )
-        series = tuple(range(len(collection.variants)))
-        blocks.append(Figures("Settings in which rows differ.", Table(heads, cells), series))
-    return [*blocks, *(_record(variant) for variant in collection.variants)]
-
-
-def _record(variant: Variant) -> Listing:
-    """How a row came about, and the command that makes it again; all else is a comment, so that it can be pasted."""
-    run = variant.first
-    environment = run.environment
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-    commit = f" at {environment.git.commit}{' (changed)' if environment.git.changed else ''}" if environment.git else ""
-    verb = "train" if isinstance(run.config, TrainConfig) else "distill"
-    told = [
-        *(f"seed {one.result.seed}: {one.folder}" for one in variant.runs),
-        f"it was run as: {run.command}",
-        f"distillab {environment.distillab}{commit}, python {environment.python}, {versions}",
-        f"on {environment.device_name or environment.device}, {environment.threads} threads, {environment.platform}",
-        "settings:",
-        *(f"  {line}" for line in to_toml(run.config).splitlines() if line),
-    ]
-    again = f"distillab {verb} --recipe {shlex.quote(str(run.folder))}"
-    return Listing(
-        f"{variant.name}: command, versions and settings", "\n".join([again, *(f"# {spelt(line)}" for line in told)])
-    )

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillab.errors import ConfigError, DistillabError
+from distillab.errors import ConfigError, DistillabError, StorageError
+from distillab.report.analysis import analyse
+from distillab.report.collect import collect
 from distillab.report.document import Document
-from distillab.report.formats import as_csv, as_json, as_markdown
-from distillab.report.page import as_html
-from distillab.report.run_record import readable
+from distillab.report.formats import as_json, as_markdown
+from distillab.report.page import as_html, is_page
+from distillab.report.rows import as_csv
+from distillab.report.run_record import readable, shown_path
+from distillab.report.sections import build_document
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.files import write_text
 
-_FORMATS = {".html": as_html, ".md": as_markdown, ".csv": as_csv, ".json": as_json}
+PAGE = "report.html"
+"""What a report is called that nobody has named."""
+
+_FORMATS: dict[str, Callable[[Document], str]] = {
+    ".html": as_html,
+    ".md": as_markdown,
+    ".csv": lambda document: as_csv(document.rows),
+    ".json": as_json,
+}
 
 
 @dataclass(frozen=True)
@@ -45,35 +57,42 @@ def write_report(
 
     Args:
         runs: Run folders, and folders that hold some.
-        output: The page, a name in `.html`; older files are replaced, each whole or not at all.
+        output: The page, a name in `.html`; the files of an older report are replaced, each whole or not at all.
         title: Of the page; of the data if not given.
         allow_code: Data and weight files may name code that makes them.
         observer: Is told what takes time.
 
     Raises:
         ConfigError: The output is no `.html`.
-        StorageError: There are no runs that have come to their end, or the disk refuses.
+        StorageError: There are no runs that have come to their end, a file of that name is no report of ours, or the
+            disk refuses.
         CheckpointError: A file of a run is damaged, or none of ours.
     """
-    from distillab.report.analysis import analyse
-    from distillab.report.collect import collect
-    from distillab.report.sections import build_document
-
-    if output.suffix != ".html":
-        raise ConfigError(f"a report is a .html file, not '{output.suffix}'", where="output", hint="end it in .html")
+    files = {output.with_suffix(suffix): form for suffix, form in _FORMATS.items()}
+    _check_free(output, list(files))
     collection = collect(runs)
     analysis, left_out = None, []
     try:
         analysis = analyse(collection, allow_code=allow_code, observer=observer)
     except DistillabError as error:
         left_out.append(
-            f"What takes models and images is not here: {readable(error.message)} ({readable(error.hint or '')})."
+            f"What takes models and images is not here: {readable(error.message)} ({readable(error.hint or '-')})."
         )
         observer(Note(left_out[0]))
-    name = title or f"Distillation on {collection.variants[0].first.result.data}"
+    data = dict.fromkeys(run.result.data for variant in collection.variants for run in variant.runs)
+    name = title or f"Distillation on {', '.join(data)}"
     document = build_document(collection, analysis, title=readable(name), left_out=left_out)
-    files = []
-    for suffix, form in _FORMATS.items():
-        files.append(output.with_suffix(suffix))
-        write_text(files[-1], form(document))
+    for file, form in files.items():
+        write_text(file, form(document))
     return Report(document, tuple(files))
+
+
+def _check_free(output: Path, files: Iterable[Path]) -> None:
+    """See that nothing is replaced but a report: beside `result.html` stands a run's `result.json`."""
+    if output.suffix != ".html":
+        raise ConfigError(f"a report is a .html file, not '{output.suffix}'", where="output", hint="end it in .html")
+    taken = next((file for file in files if file.exists()), None)
+    if taken is not None and not is_page(output):
+        raise StorageError(
+            "this file is there already, and is no report", where=shown_path(taken), hint="give another --output"
+        )
