@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -202,6 +203,6 @@ def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
         return torch.ones(_NUM_QUANTILES, device=device)
     from scipy.special import betaincinv
 
-    middles = (torch.arange(_NUM_QUANTILES, dtype=torch.float64) + 0.5) / _NUM_QUANTILES
-    quantiles = betaincinv(alpha, alpha, middles.numpy())
+    middles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    quantiles = betaincinv(alpha, alpha, middles)
     return torch.from_numpy(quantiles).to(device, torch.float32)

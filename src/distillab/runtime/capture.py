@@ -78,8 +78,9 @@ def _graph(
         torch.cuda.current_stream(device).wait_stream(stream)  # which puts the state back
     graph = torch.cuda.CUDAGraph()
     try:
+        # Around it the stream once more: a recording that breaks off would leave it the current one.
         # Other threads may go on: a user's loader pins memory in one, which a recording would otherwise forbid.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = work()
     except torch.OutOfMemoryError:
         raise
