@@ -100,6 +100,20 @@ def test_on_a_gpu_work_that_waits_for_the_device_cannot_be_recorded():
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_a_recording_that_breaks_off_leaves_the_current_stream_as_it_was():
+    given, stream = torch.ones(3, device="cuda"), torch.cuda.current_stream()
+
+    def work():
+        torch.cuda.synchronize()  # of which the rehearsal hears nothing
+        return given + 1
+
+    with pytest.raises(CannotCaptureError):
+        Capture(work, device=given.device)
+    assert torch.cuda.current_stream() == stream
+    assert work().tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_another_thread_may_pin_memory_while_work_is_recorded():
     """As a DataLoader with `pin_memory` does."""
     given = torch.ones(3, device="cuda")

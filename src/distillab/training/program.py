@@ -131,7 +131,7 @@ class Program:
         for stream, back in zip(self._streams, self._backs, strict=False):
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
-                # All graphs read the generator's state from one place; they may overlap, since all put the same there.
+                # Graphs that read the generator's state from one place may overlap: all put the same there.
                 self._seed(seed)
                 back()
         for stream in self._streams[: len(self._backs)]:
