@@ -10,6 +10,7 @@ from distillab.errors import DistillabError, ShapeError
 from distillab.models.classifier import Classifier
 from distillab.models.features import probe_features, tappable_layers
 
+_ROUNDING = 1e-14  # relative
 _LARGEST_SIDE = 4
 _MOST_LAYERS = 8
 
@@ -84,14 +85,16 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
             f"features are {list(first.shape)} and {list(second.shape)}, [N, K] and [N, L] are needed",
             where="first, second",
         )
-    x, y = _centred_products(first), _centred_products(second)
+    x, y = (centred @ centred.T for centred in (_centred(first), _centred(second)))  # [N, N]
     scale = (x.norm() * y.norm()).item()
     return float((x * y).sum().item() / scale) if scale else 0.0
 
 
-def _centred_products(features: Tensor) -> Tensor:
-    centred = features.double() - features.double().mean(dim=0)
-    return centred @ centred.T  # [N, N]
+def _centred(features: Tensor) -> Tensor:
+    """In float64, each column less its mean: zero where it is constant, and not what rounding leaves of that."""
+    wide = features.double()
+    centred = wide - wide.mean(dim=0)
+    return centred.where(centred.abs() > _ROUNDING * wide.abs().amax(dim=0), 0.0)
 
 
 def principal_plane(features: Tensor) -> tuple[Tensor, float]:
@@ -104,8 +107,7 @@ def principal_plane(features: Tensor) -> tuple[Tensor, float]:
         [N, 2] coordinates, each axis signed so that its largest entry is positive, and the share of the variance that
         lies in the plane, 0..1.
     """
-    centred = features.double() - features.double().mean(dim=0)
-    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    left, values, _ = torch.linalg.svd(_centred(features), full_matrices=False)
     plane = F.pad(left[:, :2] * values[:2], (0, max(0, 2 - len(values))))  # [N, 2]
     largest = plane.gather(0, plane.abs().argmax(dim=0, keepdim=True))
     total = values.square().sum().item()

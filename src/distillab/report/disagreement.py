@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Who is right (teacher, alone, distilled) -> what that is; in the order of interest.
-_KINDS = {
-    (True, False, True): "Learned from the teacher: the student alone is wrong",
-    (False, False, True): "Only the distilled student is right",
-    (False, True, True): "Not taken over: both students are right, the teacher is wrong",
-    (False, True, False): "Misled: wrong as the teacher is, the student alone is right",
-    (True, True, False): "Only the distilled student is wrong",
-    (True, False, False): "Not learned: only the teacher is right",
-    (False, False, False): "All are wrong, not all in the same way",
-}
+# Who is right (teacher, alone, distilled), whether the distilled student chooses as its teacher does (None: either), and
+# what that is; in the order of interest.
+_KINDS = (
+    ((True, False, True), None, "Learned from the teacher: the student alone is wrong"),
+    ((False, False, True), None, "Only the distilled student is right"),
+    ((False, True, True), None, "Not taken over: both students are right, the teacher is wrong"),
+    ((False, True, False), True, "Misled: the teacher's very mistake, the student alone is right"),
+    ((False, True, False), False, "Only the student alone is right, the others err in two ways"),
+    ((True, True, False), None, "Only the distilled student is wrong"),
+    ((True, False, False), None, "Not learned: only the teacher is right"),
+    ((False, False, False), None, "All are wrong, not all in the same way"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """Images on which the same models are right.
+    """Images on which the same models are right, in the same way.
 
     Attributes:
         title: Who is right.
@@ -73,8 +75,11 @@ def disagreements(
     right = choices == labels[:, None]
     differ = (choices != choices[:, :1]).any(axis=1)
     found = []
-    for pattern, title in _KINDS.items():
-        positions = np.flatnonzero(differ & (right == pattern).all(axis=1))
+    for pattern, follows, title in _KINDS:
+        chosen = differ & (right == pattern).all(axis=1)
+        if follows is not None:
+            chosen &= (distilled == teacher) == follows
+        positions = np.flatnonzero(chosen)
         cases = tuple(
             Case(int(p), int(labels[p]), (int(teacher[p]), int(alone[p]), int(distilled[p])))
             for p in positions[:most_cases]
