@@ -51,7 +51,8 @@ class Summary:
         num_seeds: How many runs it has.
         mean: None without a run.
         std: Over seeds, with n - 1; None with less than two runs.
-        interval: 95 % t-interval of the mean, (low, high); None with less than two runs or if all are equal.
+        interval: 95 % t-interval of the mean, (low, high), as far as it lies within 0..1; None with less than two runs
+            or if all are equal.
         seconds: Mean training time; None without a run.
     """
 
@@ -73,10 +74,11 @@ class Difference:
         extra_seconds: Mean of how much longer the method trains; None without a pair.
         mean: Of the differences in accuracy; None without a pair.
         std: Of these differences, with n - 1; None with less than two pairs.
-        interval: 95 % t-interval of this mean by itself, (low, high), not corrected for the other comparisons.
-        p_value: Of the paired t test. It and the interval are None with less than two pairs, or if all differences are
-            equal: then their variance of zero is an accident, and no certainty.
-        corrected_p_value: Holm's, over the comparisons that were made together.
+        interval: 95 % t-interval of this mean by itself, (low, high), as far as it lies within -1..1; not corrected for
+            the other comparisons.
+        uncorrected_p_value: Of the paired t test by itself. It and the interval are None with less than two pairs, or
+            if all differences are equal: then their variance of zero is an accident, and no certainty.
+        p_value: The same, corrected by Holm for the comparisons that were made together.
     """
 
     method: str
@@ -86,13 +88,13 @@ class Difference:
     mean: float | None
     std: float | None
     interval: Interval | None
-    p_value: float | None
-    corrected_p_value: float | None = None
+    uncorrected_p_value: float | None
+    p_value: float | None = None
 
     @property
     def verdict(self) -> Literal["better", "worse", "no difference shown"]:
-        """What is shown of the method, by the corrected p-value."""
-        if self.mean is None or self.corrected_p_value is None or self.corrected_p_value >= SIGNIFICANCE:
+        """What is shown of the method."""
+        if self.mean is None or self.p_value is None or self.p_value >= SIGNIFICANCE:
             return "no difference shown"
         return "better" if self.mean > 0 else "worse"
 
@@ -158,7 +160,7 @@ def summarise(runs: Collection[Run]) -> Summary:
         runs: Of one method, one a seed.
     """
     values = [run.top1 for run in runs]
-    mean, std, interval, _ = _t_test(values, scale=max(map(abs, values), default=0.0))
+    mean, std, interval, _ = _t_test(values, scale=max(map(abs, values), default=0.0), lowest=0.0)
     return Summary(len(values), mean, std, interval, fmean(run.seconds for run in runs) if runs else None)
 
 
@@ -170,8 +172,8 @@ def differences(runs: Runs, pairs: Iterable[tuple[str, str]]) -> list[Difference
         pairs: (method, baseline) each.
     """
     found = [_difference(runs, method, baseline) for method, baseline in pairs]
-    corrected = holm([d.p_value for d in found])
-    return [replace(d, corrected_p_value=p) for d, p in zip(found, corrected, strict=True)]
+    corrected = holm([d.uncorrected_p_value for d in found])
+    return [replace(d, p_value=p) for d, p in zip(found, corrected, strict=True)]
 
 
 def _difference(runs: Runs, method: str, baseline: str) -> Difference:
@@ -179,11 +181,13 @@ def _difference(runs: Runs, method: str, baseline: str) -> Difference:
     pairs = [(runs[method][seed], runs[baseline][seed]) for seed in seeds]
     extra_seconds = fmean(ours.seconds - theirs.seconds for ours, theirs in pairs) if pairs else None
     scale = max((abs(run.top1) for pair in pairs for run in pair), default=0.0)
-    tested = _t_test([ours.top1 - theirs.top1 for ours, theirs in pairs], scale)
+    tested = _t_test([ours.top1 - theirs.top1 for ours, theirs in pairs], scale, lowest=-1.0)
     return Difference(method, baseline, len(pairs), extra_seconds, *tested)
 
 
-def _t_test(sample: Sequence[float], scale: float) -> tuple[float | None, float | None, Interval | None, float | None]:
+def _t_test(
+    sample: Sequence[float], scale: float, lowest: float
+) -> tuple[float | None, float | None, Interval | None, float | None]:
     """Mean, standard deviation, interval of the mean, p-value of a mean of zero; None for what cannot be had.
 
     Source: Student 1908, Biometrika 6, 1-25: (mean - truth) / (std / sqrt(n)) follows t with n - 1 degrees of freedom.
@@ -198,7 +202,8 @@ def _t_test(sample: Sequence[float], scale: float) -> tuple[float | None, float 
 
     error = std / math.sqrt(n)
     half = float(stdtrit(n - 1, 1 - SIGNIFICANCE / 2)) * error
-    return mean, std, (mean - half, mean + half), 2 * float(stdtr(n - 1, -abs(mean) / error))
+    interval = max(lowest, mean - half), min(1.0, mean + half)  # the truth lies between these bounds in any case
+    return mean, std, interval, 2 * float(stdtr(n - 1, -abs(mean) / error))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -255,9 +260,9 @@ def detectable_difference(family: Collection[Difference]) -> float | None:
         family: Comparisons that were corrected together.
 
     Returns:
-        As accuracies, 0..1; None where nothing could be tested.
+        As accuracies; above 1 where no difference is large enough; None where nothing could be tested.
     """
-    spreads = [(d.num_pairs, d.std) for d in family if d.p_value is not None and d.std is not None]
+    spreads = [(d.num_pairs, d.std) for d in family if d.uncorrected_p_value is not None and d.std is not None]
     if not spreads:
         return None
     from scipy.special import nctdtrinc, stdtrit
@@ -290,18 +295,20 @@ def _about(name: str, family: Collection[Difference]) -> list[str]:
     shown = [d for d in family if d.verdict != "no difference shown"]
     found += [_claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
     if unclear := ", ".join(d.method for d in family if d not in shown):
-        detectable = detectable_difference(family)
-        why = (
-            "testing takes two seeds or more that both have, and differences that are not all equal"
-            if detectable is None
-            else f"a difference must be about {100 * detectable:.2f} points to be found four times out of five"
-        )
-        found.append(f"No difference to {name} is shown for {unclear}: {why}.")
+        found.append(f"No difference to {name} is shown for {unclear}: {_why_unclear(detectable_difference(family))}.")
     return found
 
 
+def _why_unclear(detectable: float | None) -> str:
+    if detectable is None:
+        return "testing takes two seeds or more that both have, and differences that are not all equal"
+    if detectable > 1:
+        return "with so few seeds that spread so far none would be found four times out of five"
+    return f"a difference must be about {100 * detectable:.2f} points to be found four times out of five"
+
+
 def _claim(difference: Difference, name: str) -> str:
-    mean, interval, p = difference.mean, difference.interval, difference.corrected_p_value
+    mean, interval, p = difference.mean, difference.interval, difference.p_value
     assert mean is not None and interval is not None and p is not None  # noqa: PT018 - a verdict needs all of them
     low, high = sorted(100 * abs(end) for end in interval)
     return (
@@ -323,8 +330,8 @@ def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
     Returns:
         One row a method: `method`, `num_seeds`, `top1_mean`, `top1_std`, `top1_interval`, `seconds_mean`, `rank` (best,
-        worst), `versus_alone` and `versus_st`: `difference`, `interval`, `p_value`, `corrected_p_value`, `num_pairs`,
-        `verdict`, `points_per_extra_minute`. Accuracies are 0..1; what there is not is None.
+        worst), `versus_alone` and `versus_st`: `difference`, `interval`, `p_value` (corrected), `uncorrected_p_value`,
+        `num_pairs`, `verdict`, `points_per_extra_minute`. Accuracies are 0..1; what there is not is None.
     """
     return [
         {
@@ -344,5 +351,5 @@ def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
 def _versus(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
-    names = ("interval", "p_value", "corrected_p_value", "num_pairs", "verdict", "points_per_extra_minute")
+    names = ("interval", "p_value", "uncorrected_p_value", "num_pairs", "verdict", "points_per_extra_minute")
     return {"difference": difference.mean, **{name: getattr(difference, name) for name in names}}

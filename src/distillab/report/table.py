@@ -174,7 +174,7 @@ def _comparison_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         interval(row["top1_interval"]),
         points(versus.get("difference"), signed=True),
         interval(versus.get("interval"), signed=True),
-        number(versus.get("corrected_p_value"), 3),
+        number(versus.get("p_value"), 3),
         versus.get("verdict") or ABSENT,
         points(row["top1_last_mean"]),
         points(row["top1_best_mean"]),
