@@ -26,7 +26,7 @@ from distillab.report.drawing import (
 from distillab.report.run_record import Epoch
 from distillab.report.table import ABSENT, Column, Table, number, percent
 
-_HALF, _THIRD = 340, 250
+HALF, THIRD = 340, 250
 """Widths of panels of which two or three stand beside each other, in points."""
 
 _GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
@@ -120,15 +120,16 @@ def intervals(
     series: Sequence[Series],
     values: Callable[[Row], tuple[float | None, Sequence[float] | None]],
     *,
+    width: int = HALF,
     reference: float | None = None,
     signed: bool = False,
     hollow: Callable[[Row], bool] = _never,
     lighter: Callable[[Row], bool] = _never,
 ) -> Panel:
     """Rows below each other, each a point with its interval, in percent, and its number at the end."""
-    names = [short(row["method"]) for row in rows]
+    names = [short(row["method"], width // 14) for row in rows]
     drawing = Drawing(
-        _HALF, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 16, right=42, bottom=20, top=4, grid="x"
+        width, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 16, right=42, bottom=20, top=4, grid="x"
     )
     axes = drawing.axes
     if reference is not None:
@@ -142,8 +143,8 @@ def intervals(
         if interval is not None:
             tip += f" ({' to '.join(_bounds(interval))})"
             (bar,) = axes.plot(
-                [100 * end for end in interval], [position] * 2, color=look.colour, linewidth=2.2, alpha=0.6,
-                linestyle=(0, (1.2, 0.9)) if lighter(row) else "-", solid_capstyle="round",
+                [100 * end for end in interval], [position] * 2, color=look.colour, linewidth=1.8,
+                linestyle=(0, (1, 1)) if lighter(row) else "-", solid_capstyle="round",
             )  # fmt: skip
             drawing.tag(bar, series=look.number, tip=tip)
         (point,) = axes.plot(
@@ -198,7 +199,7 @@ def _curves(name: str, title: str, curves: Sequence[tuple[Series, Sequence[float
 
     labelled = len(curves) <= _MOST_END_LABELS
     labels = [short(look.name, _LONGEST_END_LABEL) for look, _ in curves]
-    drawing = Drawing(_HALF, 210, right=points_across(labels) + 18 if labelled else 8)
+    drawing = Drawing(HALF, 210, right=points_across(labels) + 18 if labelled else 8)
     axes = drawing.axes
     ends = []
     for look, curve in curves:
@@ -270,7 +271,7 @@ def _mean_curve(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 _COSTS = (
     ("parameters", "Parameters, millions", 1e-6),
-    ("macs", "Multiply-accumulates an image, millions", 1e-6),
+    ("macs", "MACs an image, millions", 1e-6),
     ("latency_seconds", "Time an image, ms", 1e3),
 )
 
@@ -288,7 +289,8 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
         "cost",
         "Accuracy and cost",
         "Test top-1 in percent, upwards, against what an image costs. The dotted line goes through the rows that no "
-        "cheaper row equals (the Pareto front). Time is that of one image at a time on the machine that trained.",
+        "cheaper row equals (the Pareto front). MACs are multiply-accumulates; time is that of one image at a time on "
+        "the machine that trained.",
         tuple(panels),
         Table(
             (Column("method"), Column("model"), *(Column(head, numeric=True) for head in heads)),
@@ -307,7 +309,7 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
 
 def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> Panel:
     """Points (cost, top-1 in percent, number of the row), each with its name beside it where there is room for all."""
-    drawing = Drawing(_THIRD, 210, left=26, bottom=22, grid="both")
+    drawing = Drawing(THIRD, 210, left=26, bottom=22, grid="both")
     axes = drawing.axes
     best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
     axes.step(sorted(x for x, _, _ in points), best, where="post", color=MUTED, linewidth=1.0, linestyle=":")

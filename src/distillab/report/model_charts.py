@@ -81,7 +81,8 @@ def _reliability(look: Look, one: Series) -> Panel:
     if look.mended is not None:
         _points(drawing, look.mended, color=INK, markerfacecolor="none", markeredgewidth=1.0)
         after += f" → {percent(look.mended.ece)} %"
-    axes.annotate(after, (1, 0), (-3, 5), xycoords="axes fraction", textcoords="offset points", ha="right")
+    told = axes.annotate(after, (1, 0), (-3, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
+    drawing.tag(told, emphatic=True)
     axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), xlabel="confidence, %")
     return drawing.panel(look.variant.name, name=f"reliability-{one.number}", label=f"reliability diagram; {after}")
 
@@ -102,9 +103,7 @@ def _points(drawing: Drawing, calibration: Calibration, **style: Any) -> None:
 
 
 @themed()
-def confusion_chart(
-    analysis: Analysis, baselines: Mapping[str, Look | None], series: Sequence[Series]
-) -> Chart | None:
+def confusion_chart(analysis: Analysis, baselines: Mapping[str, Look | None], series: Sequence[Series]) -> Chart | None:
     """Which confusions each model makes more and less often than the student alone; None where all are the same.
 
     Args:
@@ -188,6 +187,7 @@ def _confusion(change: NDArray[np.int64], one: Series, classes: Sequence[str]) -
         drawing.tag(square, tip=f"{classes[row]} taken for {classes[column]}: {count:+d}")
     axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=FAINT, linewidth=0.8)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal", xlabel="chosen", ylabel="right")
+    axes.yaxis.set_label_coords(-0.17, 0.5)
     ticks = range(0, size, 1 + size // 11)
     labels = [classes[tick] if _are_short(classes) else str(tick + 1) for tick in ticks]
     axes.set_xticks(ticks, labels)

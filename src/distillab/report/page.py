@@ -39,6 +39,7 @@ def as_html(document: Document) -> str:
     style, script = (_template(name) for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         document=document,
+        headline=_with_asides(document.headline),
         style=style,
         script=script,
         policy=(
@@ -47,6 +48,11 @@ def as_html(document: Document) -> str:
         ),
         version=__version__,
     )
+
+
+def _with_asides(sentence: str) -> list[str]:
+    """A sentence in parts, of which every second one is in brackets; no line breaks before a percent sign."""
+    return re.split(r"(\([^()]*\)\.?)", sentence.replace(" %", "\N{NO-BREAK SPACE}%"))
 
 
 def _typeset(cell: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distillab.evaluation.metrics import wilson_interval
-from distillab.report.charts import intervals
+from distillab.report.charts import HALF, THIRD, intervals
 from distillab.report.document import Chart, Series
 from distillab.report.drawing import themed
 from distillab.report.table import Column, Table, number, percent
@@ -54,14 +54,15 @@ def teacher_chart(
         for n, one in beside.items()
     ]
     heads = {
-        "wrong": "Top-1 where the teacher is wrong, %",
-        "right": "Top-1 where the teacher is right, %",
-        "agreement": "Chooses as the teacher does, %",
+        "wrong": "Top-1 where it is wrong, %",
+        "right": "Top-1 where it is right, %",
+        "agreement": "Chooses as it does, %",
     }
+    told = [key for key in heads if any(row[key][0] is not None for row in shares)]
+    width = THIRD if len(told) > 2 else HALF
     panels = [
-        intervals(f"teacher-{key}", title, shares, looks, lambda row, key=key: row[key])  # type: ignore[misc]
-        for key, title in heads.items()
-        if any(row[key][0] is not None for row in shares)
+        intervals(f"teacher-{key}", heads[key], shares, looks, lambda row, key=key: row[key], width=width)  # type: ignore[misc]
+        for key in told
     ]
     errors = " or ".join(f"{count:,}" for count in sorted({one.num_wrong for one in beside.values()}))
     columns = ("teacher wrong: right", "of", "teacher right: right", "of", "agreement %")
