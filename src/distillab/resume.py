@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from distillab.outcome import RunResult
 from distillab.recipe import load_recipe
 from distillab.run import Resumed, run_one, run_together
 from distillab.runtime.events import Note, Observer, silent
+from distillab.runtime.files import read_json_object, read_record, storage_error
 from distillab.runtime.run_dir import RUNS, RunDir, checkpoints_of, read_group
 from distillab.training.checkpoint import Checkpoint, CheckpointDir
 
@@ -101,9 +101,9 @@ def _begun(config: AnyConfig) -> Path | None:
     wanted = to_toml(config)
     if config.output is None:
         candidates = [path for path in RUNS.glob("*") if not (path / "result.json").exists()]
-        found = [path for path in candidates if _settings(path) == wanted]
+        found = [path for path in candidates if written_settings(path) == wanted]
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
-    settings = _settings(config.output)
+    settings = written_settings(config.output)
     if settings is None or settings == wanted:
         return config.output if settings else None
     raise ConfigError(
@@ -113,10 +113,11 @@ def _begun(config: AnyConfig) -> Path | None:
     )
 
 
-def _settings(run_dir: Path) -> str | None:
+def written_settings(run_dir: Path) -> str | None:
+    """The text of a run's `config.toml`; None where there is none that can be read."""
     try:
-        return (run_dir / "config.toml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_record(run_dir / "config.toml").decode()
+    except (CheckpointError, OSError, UnicodeDecodeError):
         return None
 
 
@@ -142,10 +143,8 @@ def _config_of(run_dir: Path, checkpoint: Checkpoint | None, *, allow_code: bool
 
 def _environment(run_dir: Path) -> dict[str, Any]:
     """What is known of where a run began; nothing where it was killed before it could say."""
-    try:
-        return _read_json(run_dir / "env.json")
-    except FileNotFoundError:
-        return {}
+    path = run_dir / "env.json"
+    return _read_json(path) if path.exists() else {}
 
 
 def _read_result(run_dir: Path) -> dict[str, Any]:
@@ -160,9 +159,6 @@ def _read_result(run_dir: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"damaged: {error}", where=str(path), hint="copy the run folder again") from error
-    if not isinstance(record, dict):
-        raise CheckpointError("damaged: its JSON is no object", where=str(path), hint="copy the run folder again")
-    return record
+        return read_json_object(path)
+    except OSError as error:
+        raise storage_error(error, path) from error

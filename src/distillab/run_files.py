@@ -15,14 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distillab.config import AnyConfig
 from distillab.errors import CheckpointError, DistillabError, Interrupted
-from distillab.models.weight_files import read_json_object, read_weights
+from distillab.models.weight_files import read_weights
 from distillab.outcome import RESULT_FORMAT, file_sha256
 from distillab.resume import read_config
+from distillab.runtime.files import read_json_object
 from distillab.runtime.run_dir import checkpoints_of
 from distillab.training.checkpoint import Checkpoint, CheckpointDir, read_checkpoint
 from distillab.training.stage import lines
 from distillab.training.state import reading_state
 
+_LARGEST_TEXT = 256 << 20  # bytes; the log of a year's training has less
 _NO_RESULT = "no result.json to hold it against"
 
 Numbers = dict[str, float | None]
@@ -248,6 +250,8 @@ class RunFiles:
         path = self.folder / name
         if not path.is_file():
             raise CheckpointError("it is a folder or a device, no file" if path.exists() else "it is not there")
+        if path.stat().st_size > _LARGEST_TEXT and path.suffix != ".safetensors":
+            raise CheckpointError(f"it has {path.stat().st_size:,} bytes, more than a run writes")
         return path
 
     def _as_hashed(self, name: str) -> str:

@@ -18,7 +18,7 @@ from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.identity import identity_sha256, run_identity
 from distillab.models.weights import load_model
 from distillab.report.run_record import read_result
-from distillab.resume import resume, resume_or_run
+from distillab.resume import resume, resume_or_run, written_settings
 from distillab.run import run_together
 from distillab.runtime.events import Note, Observer
 from distillab.runtime.run_dir import read_group
@@ -218,13 +218,8 @@ def _begun(folder: Path, missing: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Runs that were begun together and can go on together: all of them are wanted as they were begun."""
     homes = read_group(folder) or []
     wanted = {run.folder: run for run in missing}
-    begun = [wanted[home] for home in homes if home in wanted and _settings(home) == to_toml(wanted[home].config)]
+    begun = [
+        wanted[home] for home in homes if home in wanted and written_settings(home) == to_toml(wanted[home].config)
+    ]
     is_saved = any((folder / "checkpoints").glob("checkpoint-*"))
     return begun if is_saved and len(begun) == len(homes) else []
-
-
-def _settings(folder: Path) -> str | None:
-    try:
-        return (folder / "config.toml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None

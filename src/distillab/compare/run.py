@@ -17,7 +17,7 @@ from distillab.errors import CheckpointError, Interrupted, StorageError
 from distillab.recipe import checked
 from distillab.report.rows import as_csv
 from distillab.runtime.events import Observer, RunStarted, silent
-from distillab.runtime.files import storage_error, write_text
+from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
 from distillab.runtime.interruption import resume_command
 from distillab.runtime.run_dir import RUNS, RunDir, new_run_name
 from distillab.settings import validated
@@ -134,9 +134,9 @@ def resume_comparison(
     """
     path = folder / _REQUEST
     try:
-        request = json.loads(path.read_bytes())
+        request = read_json_object(path)
         parts = [dict(request[name]) for name in ("comparison", "recipe", "flags")]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"damaged: {error}", where=str(path), hint="start the comparison again") from error
     comparison, recipe, flags = (checked(part, str(path), allow_code=allow_code) for part in parts)
     return run_comparison(
@@ -151,7 +151,7 @@ def resume_comparison(
 
 
 def _take(folder: Path) -> RunDir:
-    """The folder, locked: new, empty, or a comparison's."""
+    """The folder, locked: new, empty, or a comparison's; with plain files in it only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = next((entry for entry in folder.iterdir() if entry.name != ".lock"), None)
@@ -163,4 +163,5 @@ def _take(folder: Path) -> RunDir:
             where=str(folder),
             hint="choose a new folder, or leave --output out to get one under runs/",
         )
+    check_plain(folder)
     return RunDir(folder)

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.statistics import channel_statistics, content_sha256
-from distillab.errors import DataError
+from distillab.errors import CheckpointError, DataError
 from distillab.runtime.events import Note, Observer
-from distillab.runtime.files import replacing, storage_error, write_text
+from distillab.runtime.files import read_json_object, replacing, storage_error, write_text
 
 _FORMAT = 1
 
@@ -114,13 +114,11 @@ def _load(folder: Path, source: Source) -> Dataset:
     try:
         if not all(stat.S_ISREG(path.stat().st_mode) for path in paths):  # to read a pipe is to wait for ever
             raise _UnusableError("there are other things than stored arrays", where=str(folder))
-        manifest = json.loads(paths[0].read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("no object")
+        manifest = read_json_object(paths[0])
         recorded = _Recorded.model_validate({key: manifest.pop(key, None) for key in _Recorded.model_fields})
     except FileNotFoundError:
         raise _UnusableError("done once", where=str(folder)) from None
-    except (OSError, ValueError, RecursionError):
+    except (CheckpointError, OSError, ValueError):
         raise _UnusableError("the stored manifest is unreadable", where=str(folder)) from None
     if manifest != source.description():
         raise _UnusableError("the source changed since it was stored", where=str(folder))

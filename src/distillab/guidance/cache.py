@@ -25,7 +25,7 @@ from distillab.models.weight_files import digest, read_weights, write_safetensor
 from distillab.models.weights import weights_sha256
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Note, Observer, silent
-from distillab.runtime.files import storage_error, write_text
+from distillab.runtime.files import check_plain, storage_error, write_text
 
 FORMAT_VERSION = 1
 """Raised whenever older tables must not be used: another layout, or augmentation that makes other images."""
@@ -225,6 +225,7 @@ class LogitsCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=_PATIENCE_SECONDS):
+                check_plain(self.folder)
                 self._make_room(self.folder, table.nbytes + _OVERHEAD_BYTES)
                 write_text(home / "key.json", json.dumps(key.parts, indent=2) + "\n")
                 write_safetensors(home / _file_name(view), {"logits": table}, {"key": key.parts, "view": view})

@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 
 from distillab.errors import CheckpointError
-from distillab.runtime.files import replacing, write_text
+from distillab.runtime.files import json_object, read_json_object, replacing, write_text
 
 FORMAT_VERSION = 1
 
 # The one key of the safetensors header: the library writes several in random order.
 METADATA_KEY = "distillab"
 
-# Names of twenty thousand classes take one; what is larger is no metadata.
-_LARGEST_JSON_BYTES = 16 << 20
 _ZIP_START = b"PK\x03\x04"
 _BLOCK_BYTES = 1 << 20
 
@@ -117,17 +115,6 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that stands beside weights.
-
-    Raises:
-        CheckpointError: It is no JSON object, or larger than one that says something of weights.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as stream:
-        return _parse(stream.read(_LARGEST_JSON_BYTES + 1), path)
-
-
 def shown(name: str) -> str:
     """A tensor's name as messages show it: cut where it is longer than a name is."""
     return name if len(name) <= 80 else name[:77] + "..."
@@ -186,20 +173,6 @@ def _damaged(path: Path, reason: object) -> CheckpointError:
     )
 
 
-def _parse(text: str | bytes, path: Path) -> dict[str, Any]:
-    if len(text) > _LARGEST_JSON_BYTES:
-        raise _damaged(path, f"more than {_LARGEST_JSON_BYTES >> 20} MiB of metadata")
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    except RecursionError:
-        raise _damaged(path, "its JSON is nested too deeply") from None
-    if not isinstance(record, dict):
-        raise _damaged(path, "its JSON is no object")
-    return record
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
 
@@ -210,7 +183,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         raise _damaged(path, error) from error
     if METADATA_KEY in header:
-        metadata = _parse(header[METADATA_KEY], path)
+        metadata = json_object(header[METADATA_KEY], path)
         _verify(path, metadata, _tensor_chunks(tensors))
         return tensors, metadata
     # A bit flipped in the key itself must not turn a file of ours into one that carries no hash.

@@ -16,7 +16,6 @@ from distillab.models.catalog import MODELS, build_model
 from distillab.models.classifier import IDENTITY, Classifier, Statistics, classifier
 from distillab.models.weight_files import (
     digest,
-    read_json_object,
     read_weights,
     shown,
     write_pickle,
@@ -24,6 +23,7 @@ from distillab.models.weight_files import (
 )
 from distillab.outside_code import names_code
 from distillab.runtime.events import Note, Observer, silent
+from distillab.runtime.files import read_json_object
 
 # What published checkpoints of the classic models were trained with, by number of classes: (mean, std).
 PUBLISHED_STATISTICS: dict[int, tuple[Statistics, Statistics]] = {

@@ -1,15 +1,21 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all; files of others read with care."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from distillab.errors import StorageError
+from distillab.errors import CheckpointError, StorageError
+
+# Names of twenty thousand classes take one; what is larger is no record of ours.
+_LARGEST_RECORD = 16 << 20
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -91,6 +97,84 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_record(path: Path) -> bytes:
+    """The bytes of a plain file that is no larger than records are: no pipe is waited for, no hole read into memory.
+
+    Raises:
+        CheckpointError: It is no plain file, or larger.
+        OSError: It cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(path, "it is a folder or a device, no file")
+        if status.st_size > _LARGEST_RECORD:
+            raise _damaged(path, f"more than {_LARGEST_RECORD >> 20} MiB")
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return stream.read(_LARGEST_RECORD)
+    finally:
+        os.close(handle)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that a run, or another tool, has left.
+
+    Raises:
+        CheckpointError: It is no JSON object, or no plain file, or larger than records are.
+        OSError: It cannot be read.
+    """
+    return json_object(read_record(path), path)
+
+
+def json_object(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The object that a text from a file is.
+
+    Raises:
+        CheckpointError: It is none, or larger than records are.
+    """
+    if len(text) > _LARGEST_RECORD:
+        raise _damaged(path, f"more than {_LARGEST_RECORD >> 20} MiB")
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    except RecursionError:
+        raise _damaged(path, "its JSON is nested too deeply") from None
+    if not isinstance(record, dict):
+        raise _damaged(path, "its JSON is no object")
+    return record
+
+
+def check_plain(folder: Path) -> None:
+    """See that plain files and folders are all there is below a folder, before somebody goes on writing there.
+
+    What is written to a link would land elsewhere, and a pipe is waited for without end. wandb's own folder, which
+    holds links by nature, is not entered.
+
+    Raises:
+        StorageError: There is something else.
+    """
+    for home, folders, names in os.walk(folder):  # which enters no links
+        for path in (Path(home, name) for name in (*folders, *names)):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # whoever owns the folder is at work
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                found = "a link" if stat.S_ISLNK(mode) else "a pipe or a device"
+                raise StorageError(
+                    f"this is {found}, where a run keeps plain files",
+                    where=str(path),
+                    hint="put a plain file or folder in its place, or remove it",
+                )
+        folders[:] = [name for name in folders if name != "wandb"]
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"damaged or cut short: {reason}", where=str(path), hint="copy it again, or make it again")
 
 
 def _umask() -> int:

@@ -23,7 +23,7 @@ import torch
 from distillab import __version__
 from distillab.errors import CheckpointError, RunDirInUseError, StorageError
 from distillab.runtime.events import Event, in_words
-from distillab.runtime.files import storage_error, write_text
+from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
 
 RUNS = Path("runs")
 
@@ -92,7 +92,7 @@ class RunDir:
         """Take the folder of a run that is to go on.
 
         Raises:
-            StorageError: It is no run folder, or cannot be written.
+            StorageError: It is no run folder, holds a link or a pipe, or cannot be written.
             RunDirInUseError: The run is still going on.
         """
         if not (path / "config.toml").is_file():
@@ -101,6 +101,7 @@ class RunDir:
                 where=str(path),
                 hint="give the folder that the run was started in; it was named when it began",
             )
+        check_plain(path)
         run_dir = cls(path)
         run_dir._remove_leftovers()
         return run_dir
@@ -192,16 +193,16 @@ def read_group(folder: Path) -> list[Path] | None:
 
     Raises:
         CheckpointError: What is written there is damaged, or leads out of the folder.
+        StorageError: It cannot be read, or there is a link or a pipe in the folder.
     """
     path = folder / _GROUP
     try:
-        names = json.loads(path.read_bytes())["runs"]
+        names = read_json_object(path).get("runs")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise storage_error(error, path) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"damaged: {error}", where=str(path), hint="start the runs again") from error
+    check_plain(folder)
     if not isinstance(names, list) or not names or not all(_is_plain_name(name) for name in names):
         raise CheckpointError("it does not name run folders beside it", where=str(path), hint="start the runs again")
     return [folder / name for name in names]

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from distillab.errors import ConfigError
+from distillab.errors import CheckpointError, ConfigError
 from distillab.runtime.events import Note, Observer, silent
-from distillab.runtime.files import write_text
+from distillab.runtime.files import read_json_object, write_text
 from distillab.runtime.trackers.base import Setting, TrackedEpoch, TrackedRun, Tracker, plain
 from distillab.runtime.trackers.mlflow import MLflow
 from distillab.runtime.trackers.tensorboard import TensorBoard
@@ -145,10 +145,10 @@ def _given_up(name: str, error: Exception) -> Note:
 def _read_run_ids(folder: Path) -> dict[str, str]:
     """What trackers called the run; nothing where that is not known, and they begin anew."""
     try:
-        found = json.loads((folder / _RUN_IDS).read_bytes())
-        return {name: found[name] for name in _KINDS if isinstance(found.get(name), str)}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = read_json_object(folder / _RUN_IDS)
+    except (CheckpointError, OSError):
         return {}
+    return {name: found[name] for name in _KINDS if isinstance(found.get(name), str)}
 
 
 def _flat(values: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
