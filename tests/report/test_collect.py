@@ -1,0 +1,243 @@
+"""Run folders become rows: which runs are one row, which rows are one table, what is left out and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distillab.errors import CheckpointError, StorageError
+from distillab.report.claims import claims
+from distillab.report.collect import Collection, collect
+from distillab.report.rows import counted
+from run_folders import write, write_comparison, write_run
+
+
+def names(collection: Collection) -> list[str]:
+    return [variant.name for variant in collection.variants]
+
+
+def said(collection: Collection) -> list[str]:
+    students = [one.row for one in collection.variants if one.place in ("alone", "distilled")]
+    return claims(collection, counted(students))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
+    for seed in (2, 0, 1):
+        write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, settings={"threads": 1 + seed})
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed)
+    collection = collect([tmp_path])
+    assert names(collection) == ["teacher", "alone", "st"]
+    assert [[run.result.seed for run in one.runs] for one in collection.variants[1:]] == [[0, 1, 2], [0, 1, 2]]
+    assert collection.differing == {}
+
+
+def test_rows_of_one_method_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "alone")
+    for temperature in (2.0, 4.0):
+        write_run(tmp_path / f"st-{temperature}", "st", settings={"distill": {"temperature": temperature}})
+    collection = collect([tmp_path])
+    assert names(collection) == ["teacher", "alone", "st, temperature 2.0", "st, temperature 4.0"]
+    assert collection.differing == {"distill.temperature": ("-", "-", "2.0", "4.0")}
+    assert {variant.table for variant in collection.variants} == {""}
+
+
+def test_a_student_is_held_against_the_student_alone_of_its_own_schedule(tmp_path: Path) -> None:
+    for batch_size, top1 in ((32, 0.8), (64, 0.9)):
+        settings = {"training": {"batch_size": batch_size}}
+        for seed in (0, 1):
+            write_run(tmp_path / f"alone-{batch_size}-{seed}", "alone", seed=seed, top1=top1, settings=settings)
+            write_run(tmp_path / f"st-{batch_size}-{seed}", "st", seed=seed, top1=top1 + 0.02, settings=settings)
+    collection = collect([tmp_path])
+    assert names(collection)[1:] == [
+        "alone (batch size 32)",
+        "st (batch size 32)",
+        "alone (batch size 64)",
+        "st (batch size 64)",
+    ]
+    rows = counted([one.row for one in collection.variants[1:]]).rows
+    assert [row["versus_alone"] and row["versus_alone"]["difference"] for row in rows] == [
+        None,
+        pytest.approx(0.02),
+        None,
+        pytest.approx(0.02),
+    ]
+    assert said(collection)[0] == "No method is shown to beat the student alone in any of 2 tables."
+
+
+def test_what_a_recipe_says_of_models_alone_belongs_to_the_schedule(tmp_path: Path) -> None:
+    over = {"alone": {"optimizer": {"learning_rate": 0.02}}}
+    write_run(tmp_path / "alone", "alone", settings=over)
+    write_run(tmp_path / "st", "st", settings=over)
+    assert {one.table for one in collect([tmp_path]).variants} == {""}
+
+
+def test_a_student_alone_of_another_schedule_is_no_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", settings={"training": {"batch_size": 32}})
+    write_run(tmp_path / "st", "st", settings={"training": {"batch_size": 64}})
+    assert "with the settings of the distilled ones" in said(collect([tmp_path]))[0]
+
+
+def test_the_rows_of_a_comparison_are_those_that_it_names(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
+    write_run(tmp_path / "table" / "seed-9" / "st", "st", seed=9)  # of a comparison that was to grow
+    write_run(tmp_path / "table" / "seed-9" / "alone", "alone", seed=9)
+    collection = collect([tmp_path / "table"])
+    assert names(collection)[:3] == ["teacher", "alone (table)", "st (table)"]
+    assert [len(one.runs) for one in collection.variants[1:3]] == [2, 2]
+    assert {one.table for one in collection.variants[3:]} == {"other runs"}
+
+
+def test_tables_of_a_comparison_keep_their_names_and_their_baselines(tmp_path: Path) -> None:
+    tables = {"batch size 32": {"alone": 0.8, "st": 0.85}, "batch size 64": {"alone": 0.7, "st": 0.75}}
+    collection = collect([write_comparison(tmp_path / "table", tables)])
+    first, second = collection.of("distilled")
+    assert (first.table, second.table) == ("batch size 32", "batch size 64")
+    assert [collection.alone_of(one).table for one in (first, second)] == [first.table, second.table]
+    assert collection.trio is not None
+    assert [one.name for one in collection.trio] == ["teacher", "alone (batch size 32)", "st (batch size 32)"]
+
+
+def test_several_comparisons_do_not_mix(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_comparison(tmp_path / name, {"": {"alone": 0.8, "st": 0.85}})
+    collection = collect([tmp_path])
+    assert [one.table for one in collection.of("distilled")] == ["a", "b"]
+    assert len(collection.of("teacher")) == 1
+
+
+def test_a_row_whose_runs_have_all_diverged_stays_in_the_table(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85, "mbd-soft": 0.8}})
+    for seed in (0, 1):
+        (tmp_path / "table" / f"seed-{seed}-0" / "mbd-soft" / "result.json").unlink()
+    changed = tmp_path / "table" / "seed-1-0" / "st" / "result.json"
+    write(changed, changed.read_text().replace('"top1": 0.86', '"top1": 0.9'))
+    collection = collect([tmp_path / "table"])
+    assert names(collection) == ["teacher", "alone", "st", "mbd-soft"]
+    rows = counted([one.row for one in collection.variants[1:]]).rows
+    assert (rows[-1]["num_seeds"], rows[-1]["top1_mean"]) == (0, None)
+    # It was asked for, so the others' p-values are corrected for it as well.
+    versus = rows[1]["versus_alone"]
+    assert versus["p_value"] == pytest.approx(2 * versus["uncorrected_p_value"])
+    assert sum("diverged" in sentence for sentence in collection.left_out) == 2
+
+
+def test_a_seed_that_misses_a_teacher_is_left_out_and_teachers_are_averaged(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "table", {"": {"alone": 0.8}}, num_teachers=2)
+    for number, top1 in enumerate((0.7, 0.9)):
+        write_run(tmp_path / "table" / f"teacher-{number}" / "seed-0" / "st", "st", top1=top1)
+    write_run(tmp_path / "table" / "teacher-0" / "seed-1" / "st", "st", seed=1)
+    folders = ["teacher-0/seed-0/st", "teacher-1/seed-0/st", "teacher-0/seed-1/st", "teacher-1/seed-1/st"]
+    content = json.loads((tmp_path / "table" / "results.json").read_text())
+    content["rows"].append({"table": "", "method": "st", "run_dirs": folders, "num_teachers": 2})
+    write(tmp_path / "table" / "results.json", json.dumps(content))
+    (row,) = counted([one.row for one in collect([tmp_path]).of("distilled")]).rows
+    assert (row["seeds"], row["top1_mean"]) == ([0], pytest.approx(0.8))
+
+
+def test_the_teacher_is_found_by_its_numbers_else_told_by_its_students(tmp_path: Path) -> None:
+    write_run(tmp_path / "st", "st", teacher_top1=0.95)
+    told = collect([tmp_path]).of("teacher")
+    assert [(one.runs[0].result.test.top1, one.runs[0].is_own) for one in told] == [(0.95, False)]
+    write_run(tmp_path / "moved", "teacher", top1=0.95)
+    (found,) = collect([tmp_path]).of("teacher")
+    assert found.runs[0].folder == tmp_path / "moved"
+    write_run(tmp_path / "st-of-another", "mbd-soft", teacher_top1=0.97)
+    collection = collect([tmp_path])
+    assert [one.runs[0].result.test.top1 for one in collection.of("teacher")] == [0.95, 0.97]
+    assert [collection.teacher_of(one).runs[0].result.test.top1 for one in collection.of("distilled")] == [0.95, 0.97]
+
+
+def test_what_is_incomplete_or_there_twice_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "alone")
+    write_run(tmp_path / "b", "alone")
+    (write_run(tmp_path / "c", "st") / "result.json").unlink()
+    collection = collect([tmp_path])
+    assert names(collection) == ["alone"]
+    assert [sentence.replace(str(tmp_path), "") for sentence in collection.left_out] == [
+        "/c is not complete.",
+        "/b is a second run of seed 0: the first one counts.",
+    ]
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "a", "alone")
+    collection = collect([run, tmp_path, tmp_path / "runs"])
+    assert len(collection.variants[0].runs) == 1
+    assert collection.left_out == ()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_runs_is_refused(there: bool, tmp_path: Path) -> None:
+    if there:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(StorageError, match="no run folder" if there else "no such folder"):
+        collect([tmp_path / "empty"])
+
+
+def test_runs_of_which_none_is_complete_are_refused(tmp_path: Path) -> None:
+    (write_run(tmp_path / "a", "alone") / "result.json").unlink()
+    with pytest.raises(StorageError, match="no run has come to its end"):
+        collect([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.toml", "env.json", "metrics.jsonl", "command.txt"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"{", b"[]", b'{"kind": "train"}', b"[" * 100_000, b"nothing = of\nours"],
+    ids=["bytes", "cut", "list", "parts", "deep", "words"],
+)
+def test_a_damaged_file_is_one_clear_error(name: str, content: bytes, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "alone")
+    (run / name).write_bytes(content)
+    if name == "command.txt" and content != b"\xff\xfe":
+        assert names(collect([tmp_path])) == ["alone"]  # any words may have been typed
+        return
+    with pytest.raises(CheckpointError) as caught:
+        collect([tmp_path])
+    assert caught.value.where == str(run / name)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["result.json", "env.json", "command.txt"])
+def test_a_missing_file_is_one_clear_error(name: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "alone")
+    (run / name).unlink()
+    with pytest.raises((CheckpointError, StorageError)) as caught:
+        collect([run])
+    assert str(run) in str(caught.value.where)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "high", None])
+def test_numbers_that_cannot_be_are_refused(value: object, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "alone", result={"test": {"top1": value}})
+    with pytest.raises(CheckpointError, match=r"test\.top1"):
+        collect([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "seed-0/../../outside"])
+def test_a_comparison_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "outside", "alone")
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8}})
+    rows = [{"table": "", "method": "alone", "run_dirs": [name], "num_teachers": 1}]
+    write(folder / "results.json", json.dumps({"rows": rows}))
+    with pytest.raises(CheckpointError, match="outside"):
+        collect([folder])
+
+
+def test_one_seed_shows_nothing_and_says_what_chance_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", top1=0.9)
+    write_run(tmp_path / "st", "st", top1=0.91)
+    headline, more = said(collect([tmp_path]))
+    assert headline.startswith(
+        "No method is shown to differ from the student alone: the largest difference, +1.0 points"
+    )
+    assert "more seeds are needed" in more
+    write_run(tmp_path / "mbd-soft", "mbd-soft", top1=0.7)
+    assert said(collect([tmp_path]))[0].startswith("mbd-soft is 20.0 points below the student alone, more than")
+
+
+def test_models_alone_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "alone")
+    assert said(collect([tmp_path])) == ["1 model trained alone, no distilled student: nothing is compared."]
