@@ -27,7 +27,7 @@ def without_times(result):
     timeless = {**result, "output": None}
     rows = []
     for row in result["rows"]:
-        row = {key: value for key, value in row.items() if key != "seconds_mean"}
+        row = {key: value for key, value in row.items() if key not in ("seconds_mean", "latency_seconds")}
         for key in ("versus_alone", "versus_st"):
             if row.get(key):
                 row[key] = {name: value for name, value in row[key].items() if name != "points_per_extra_minute"}
@@ -42,6 +42,21 @@ def test_the_student_alone_is_in_every_table_with_the_same_settings(tmp_path):
     for group in plan.groups:
         configs = [run.config for run in group.runs]
         assert len({repr((c.training, c.optimizer, c.schedule, c.augment, c.split, c.seed)) for c in configs}) == 1
+
+
+def test_nobody_has_another_schedule_or_more_epochs_than_the_student_alone_whatever_the_recipe(tmp_path):
+    recipe = {
+        **RECIPE,
+        "training": {**RECIPE["training"], "stage_epochs": "each"},
+        "alone": {"schedule": {"name": "cosine"}, "optimizer": {"learning_rate": 0.5}},
+    }
+    plan = plan_of(tmp_path, recipe=recipe, methods=("st", "fitnet"), seeds=1)
+    configs = [run.config for run in plan.runs]
+    assert len({repr((config.training, config.schedule, config.optimizer)) for config in configs}) == 1
+    assert {config.training.stage_epochs for config in configs} == {"shared"}
+    assert len(plan.notes) == 2
+    (teacher,) = plan.teachers
+    assert (teacher.schedule.name, teacher.optimizer.learning_rate) == ("cosine", 0.5)
 
 
 def test_the_teacher_is_one_for_all_seeds_and_assistants_belong_to_theirs(tmp_path):
@@ -89,6 +104,7 @@ def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
         ({"axis": ("temperature",)}, "no axis"),
         ({"axis": ("optimiser.learning_rate=1",)}, "unknown setting"),
         ({"axis": ("optimizer.learning_rate=-1",)}, "learning_rate"),
+        ({"axis": ("training.stage_epochs=each",)}, "more epochs"),
     ],
 )
 def test_what_cannot_be_compared_is_named(tmp_path, comparison, named):

@@ -96,6 +96,8 @@ def compare(
     if ray:
         flags = same_device(values, flags)
     plan = plan_request(comparison, values, flags, output)
+    for note in plan.notes:
+        screen.tell(note)
     if dry_run or not (quiet or ray):  # how fast the machines of a cluster are is not measured here
         todo = estimate(plan, allow_code=allow_code)
         if dry_run:

@@ -111,6 +111,7 @@ class ComparisonPlan:
         groups: In the order in which they are carried out.
         tune: In how many trials each row is tuned; 0: not at all.
         varied: Settings that an axis varies, by dotted name: they are not tuned.
+        notes: What is otherwise than the recipe says, in sentences.
     """
 
     folder: Path
@@ -118,6 +119,7 @@ class ComparisonPlan:
     groups: tuple[Group, ...]
     tune: int = 0
     varied: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -136,7 +138,8 @@ def plan_comparison(
     """Settle all runs of a comparison. Imports the methods, hence torch.
 
     Teacher and split are one for all rows and seeds (one a teacher's seed, where there are several); a seed sets
-    initial weights, order and views of a student, and its assistant's.
+    initial weights, order and views of a student, and its assistant's. All students have one schedule and as many
+    epochs: what a recipe says of models alone is for teachers here, and a student's stages share its epochs.
 
     Args:
         comparison: What is compared.
@@ -163,6 +166,8 @@ def plan_comparison(
             hint="give a teacher's model name: then each is trained from a seed of its own",
         )
     first = int(base.get("seed", 0))
+    equal, notes = _on_equal_terms(recipe)
+    own_flags = {name: value for name, value in flags.items() if name != "alone"}
     teachers: list[TrainConfig] = []
     groups: list[Group] = []
     for number in range(comparison.teacher_seeds):
@@ -174,10 +179,10 @@ def plan_comparison(
         for seed in range(first, first + comparison.seeds):
             runs = [
                 PlannedRun(table, row, method, seed, number, _taught_by(config, weights))
-                for table, row, method, config in _rows(comparison, recipe, merged(flags, {"seed": seed}))
+                for table, row, method, config in _rows(comparison, equal, {**own_flags, "seed": seed})
             ]
             groups += _grouped(runs, home / f"seed-{seed}")
-    plan = ComparisonPlan(folder, tuple(teachers), tuple(groups), comparison.tune, _varied(comparison))
+    plan = ComparisonPlan(folder, tuple(teachers), tuple(groups), comparison.tune, _varied(comparison), notes)
     if plan.tune and not all(run.config.split.validation_fraction for run in plan.runs):
         raise ConfigError(
             "tuning needs validation images to choose by",
@@ -185,6 +190,18 @@ def plan_comparison(
             hint="raise it, say to 0.1, or leave tune out",
         )
     return plan
+
+
+def _on_equal_terms(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A recipe's values without what would give some students another schedule or more epochs; and what was changed."""
+    equal = {name: value for name, value in recipe.items() if name != "alone"}
+    notes = []
+    if recipe.get("alone"):
+        notes.append("the student alone is trained as all others are: the recipe's [alone] counts for teachers")
+    if recipe.get("training", {}).get("stage_epochs") == "each":
+        equal = merged(equal, {"training": {"stage_epochs": "shared"}})
+        notes.append("no student has more epochs than another: those of a plan's stages add up (stage_epochs shared)")
+    return equal, tuple(notes)
 
 
 def _rows(
@@ -207,6 +224,12 @@ def _rows(
                 config = resolve_train(recipe, merged(over, {"role": "student"}))
             else:
                 config = resolve_distill(recipe, merged(over, {"method": method}))
+            if config.training.stage_epochs == "each":
+                raise ConfigError(
+                    "methods of several stages would have more epochs than the student alone",
+                    where="training.stage_epochs",
+                    hint="leave it out: in a comparison a student's stages share its epochs",
+                )
             if (content := to_toml(config)) not in known:
                 known.add(content)
                 yield ", ".join(table), ", ".join(words), method, config
