@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 import tiny
 from distillab.__main__ import main
+from distillab.commands.distill import HELP_WORDS
 from distillab.config import DistillConfig, TrainConfig, merged
 from distillab.settings import Section
 from distillab.stages import PLANS, find_plan, plan_options
@@ -130,13 +131,53 @@ def own_folder() -> Iterator[Path]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def check_ends_well_or_is_refused(verb: str, values: Mapping[str, Any]) -> int:
-    """Run a verb with these settings laid over small ones; gives the exit code."""
+def words_of(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """The flags, with their words, that say the same as a recipe; those that would take long are left out."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from words_of(value, (*path, name))
+            continue
+        given = [str(part) for part in value] if isinstance(value, list) else [str(value)]
+        if path or name not in ("output", "recipe", "resume"):
+            whole = [word for word in given if is_more(word, LARGEST.get(name, math.inf))]
+            if not whole:
+                yield flag(path, name, value, given)
+
+
+def flag(path: tuple[str, ...], name: str, value: Any, given: list[str]) -> list[str]:
+    if isinstance(value, bool):
+        return ["--" + ".".join((*path, name if value else f"no-{name}")).replace("_", "-")]
+    return ["--" + ".".join((*path, name)).replace("_", "-"), *given]
+
+
+def is_more(word: str, largest: float) -> bool:
+    try:
+        return float(word) > largest
+    except ValueError:
+        return False
+
+
+def words_from(config: type[Section]) -> st.SearchStrategy[list[str]]:
+    """Flags of some settings, and now and then a word that belongs nowhere."""
+
+    def mixed(values: dict[str, Any], stray: list[str], where: int) -> list[str]:
+        words = [word for words in words_of(values) for word in words]
+        words[where % (len(words) + 1) : 0] = stray
+        return [word.replace("\0", "") for word in words]  # which no system passes to a program
+
+    stray = st.one_of(st.just([]), st.just([]), st.lists(WORDS, min_size=1, max_size=2))
+    return st.builds(mixed, fields_of(config), stray, st.integers(0, 9)).filter(
+        lambda words: HELP_WORDS.isdisjoint(words) and "--version" not in words
+    )
+
+
+def check_ends_well_or_is_refused(verb: str, values: Mapping[str, Any], words: Sequence[str] = ()) -> int:
+    """Run a verb with settings, from a recipe and as words, laid over small ones; gives the exit code."""
     recipe = merged(SMALL, values)
     out, err = _Stream(), _Stream()
     with own_folder() as folder, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         (folder / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
-        code = main([verb, "--recipe", "recipe.toml", "--output", "run", "--allow-code", "--quiet", "--json"])
+        code = main([verb, "--recipe", "recipe.toml", "--output", "run", "--allow-code", "--quiet", "--json", *words])
         if code == 0:
             assert (folder / "run" / "result.json").exists()
     said = err.getvalue()
@@ -178,8 +219,27 @@ def test_any_settings_of_distilling_work_or_are_refused(values: dict[str, Any]) 
     check_ends_well_or_is_refused("distill", values)
 
 
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(words=words_from(TrainConfig))
+def test_any_words_of_a_model_alone_work_or_are_refused(words: list[str]) -> None:
+    check_ends_well_or_is_refused("train", {}, words)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(words=words_from(DistillConfig))
+def test_any_words_of_distilling_work_or_are_refused(words: list[str]) -> None:
+    check_ends_well_or_is_refused("distill", {}, words)
+
+
 @pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=800)
 @given(verb=st.sampled_from(["train", "distill"]), values=st.one_of(fields_of(TrainConfig), fields_of(DistillConfig)))
 def test_many_more_settings_work_or_are_refused(verb: str, values: dict[str, Any]) -> None:
     check_ends_well_or_is_refused(verb, values)
+
+
+@pytest.mark.slow
+@settings(derandomize=True, deadline=None, max_examples=800)
+@given(verb=st.sampled_from(["train", "distill"]), words=st.one_of(words_from(TrainConfig), words_from(DistillConfig)))
+def test_many_more_words_work_or_are_refused(verb: str, words: list[str]) -> None:
+    check_ends_well_or_is_refused(verb, {}, words)
