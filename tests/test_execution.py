@@ -1,4 +1,5 @@
 import copy
+import time
 from dataclasses import replace
 
 import pytest
@@ -217,6 +218,14 @@ def test_students_that_train_together_go_the_way_that_each_goes_alone(cached):
     # the first alone, where one of them reads a layer.
     batches = place.feed.training
     assert asked.count(batches.batch_size) == (4 + (1 if cached else 4)) * batches.steps_per_epoch
+
+
+def test_a_teacher_costs_the_time_of_those_who_ask_it_and_not_of_the_student_alone():
+    taught = job("st")
+    taught.models["teacher"].inner.first.register_forward_hook(lambda *_: time.sleep(0.1))
+    untaught = Job({"student": new("student")}, {"student": taught.regimes["student"]}, taught.place)
+    seconds = [outcome["student"].seconds for outcome in carry_out_together([taught, untaught])]
+    assert seconds[0] - seconds[1] > 0.05 * 2 * taught.place.feed.training.steps_per_epoch
 
 
 def test_one_student_among_others_may_stop_early_or_train_longer():

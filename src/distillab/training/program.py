@@ -34,6 +34,7 @@ class Program:
 
     Attributes:
         own_seconds: Wall time of each student's own part of this epoch's steps; zeros where students run side by side.
+        guiding_seconds: Wall time for which teachers were asked in this epoch; zero where steps are recorded.
 
     Args:
         batches: Where batches come from.
@@ -54,6 +55,7 @@ class Program:
         self._recorded_for: object = None
         self._steps: Sequence[Step] = ()
         self.own_seconds: list[float] = []
+        self.guiding_seconds = 0.0
 
     def begin_epoch(self, steps: Sequence[Step], guidances: Sequence[Guidance | None], epoch: int) -> None:
         """Make ready for an epoch.
@@ -65,9 +67,11 @@ class Program:
         """
         self._steps = steps
         self.own_seconds = [0.0] * len(steps)
+        self.guiding_seconds = 0.0
         self._guidance = SharedGuidance(guidances)
         view = self._batches.view_of(epoch)
-        self._guidance.begin_epoch(epoch, self._batches)
+        with self._guiding():
+            self._guidance.begin_epoch(epoch, self._batches)
         self._view.fill_(view)
         if (found := (tuple(steps), self._guidance.phase)) != self._recorded_for:
             self._forget()
@@ -75,7 +79,8 @@ class Program:
 
     def end_epoch(self, left_out: Iterable[Batch]) -> None:
         """Let guidance that keeps answers complete the view."""
-        self._guidance.end_epoch(left_out)
+        with self._guiding():
+            self._guidance.end_epoch(left_out)
 
     def __call__(self, raw: tuple[Tensor, ...], seed: int) -> None:
         """Let every student take a step.
@@ -104,7 +109,8 @@ class Program:
 
     def _ask(self, raw: tuple[Tensor, ...]) -> Front:
         batch = self._batches.make(raw, self._view)
-        return batch, self._guidance(batch)
+        with self._guiding():
+            return batch, self._guidance(batch)
 
     def _replay(self, raw: tuple[Tensor, ...], seed: int) -> None:
         if self._front is None:
@@ -154,6 +160,12 @@ class Program:
             for step, guide in zip(self._steps, guides, strict=True)
         ]
         self._front = front
+
+    @contextlib.contextmanager
+    def _guiding(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.guiding_seconds += time.perf_counter() - started
 
     @contextlib.contextmanager
     def _timed(self, position: int) -> Iterator[None]:

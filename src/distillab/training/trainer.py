@@ -20,7 +20,7 @@ from distillab.training.keeper import Phase
 from distillab.training.lanes import Lane, LaneRun
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
-from distillab.training.running import dropout_seed
+from distillab.training.running import StageRun, dropout_seed
 from distillab.training.stage import Feed, Record, Stage, StageReport
 from distillab.training.state import reading_state
 from distillab.training.step import Step, trainable
@@ -236,6 +236,16 @@ def _run_epoch(current: list[LaneRun], feed: Feed, program: Program, at: _Positi
             return
         at.end_step()
     program.end_epoch(feed.training.left_out(at.epoch, seen_from_step=first))
-    shared = time.perf_counter() - at.started - sum(program.own_seconds)
-    for one, own in zip(current, program.own_seconds, strict=True):
-        one.end_epoch(own + shared / len(current))
+    for one, seconds in zip(current, _parts(program, runs, time.perf_counter() - at.started), strict=True):
+        one.end_epoch(seconds)
+
+
+def _parts(program: Program, runs: Sequence[StageRun], seconds: float) -> list[float]:
+    """Each student's part of an epoch's wall time: a teacher costs those who ask it, the batches cost everybody."""
+    is_guided = [run.stage.guidance is not None for run in runs]
+    for_batches = (seconds - sum(program.own_seconds) - program.guiding_seconds) / len(runs)
+    for_guidance = program.guiding_seconds / max(1, sum(is_guided))
+    return [
+        own + for_batches + (for_guidance if guided else 0.0)
+        for own, guided in zip(program.own_seconds, is_guided, strict=True)
+    ]
