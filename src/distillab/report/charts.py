@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, groupby, zip_longest
+from itertools import accumulate, zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -326,24 +326,28 @@ def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, in
 
 
 def _labels_beside(drawing: Drawing, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> None:
-    """Names beside points: points of about the same cost have theirs in one column, towards the middle of the axes."""
+    """Names beside points: points in one half of the axes have theirs in one column, towards the middle."""
     axes = drawing.axes
     to_points = axes.transData
-    places = sorted((*map(float, to_points.transform((x, y))), position) for x, y, position in points)
     middle = (axes.bbox.x0 + axes.bbox.x1) / 2
-    columns = [list(group) for _, group in groupby(places, key=lambda place: place[0] > middle)]
-    for column in columns:
-        column.sort(key=lambda place: (place[1], -place[2]))
-        to_left = column[0][0] > middle
+    places = []
+    for x, y, position in points:
+        across, up = to_points.transform((x, y))
+        places.append((float(across), float(up), series[position]))
+    for to_left in (False, True):
+        column = sorted(
+            (one for one in places if (one[0] > middle) == to_left), key=lambda one: (one[1], -one[2].number)
+        )
+        if not column:
+            continue
         edge = min(x for x, _, _ in column) - 16 if to_left else max(x for x, _, _ in column) + 16
         levels = apart([y for _, y, _ in column], _LABEL_POINTS, axes.bbox.y1 - 4)
-        for (x, y, position), level in zip(column, levels, strict=True):
-            look = series[position]
+        for (x, y, look), level in zip(column, levels, strict=True):
             ends = to_points.inverted().transform([(x, y), (edge + (2 if to_left else -2), level)])
             (tie,) = axes.plot(*ends.T, color=look.colour, linewidth=0.7, alpha=0.6)
             drawing.tag(tie, series=look.number)
-            text = axes.text(
-                *to_points.inverted().transform((edge, level)), short(look.name, _LONGEST_END_LABEL),
-                color=look.colour, va="center", ha="right" if to_left else "left",
+            text = axes.annotate(
+                short(look.name, _LONGEST_END_LABEL), (edge, level), xycoords="figure points",
+                color=look.colour, va="center", ha="right" if to_left else "left", annotation_clip=False,
             )  # fmt: skip
             drawing.tag(text, series=look.number, emphatic=True)
