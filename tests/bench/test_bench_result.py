@@ -36,4 +36,4 @@ def test_ratios_are_to_the_classic_path_and_their_spread_is_within_rounds():
 def test_paths_with_different_rounds_are_not_compared():
     case = Case("cnn8", "alone", "cnn8", None)
     with pytest.raises(ValueError, match="zip"):
-        result_rows(case, {"classic": measured(1.0, 2.0), "own": measured(1.0)}, batch_size=1)
+        result_rows(case, {"classic": measured(1.0, 2.0), "live": measured(1.0)}, batch_size=1)

@@ -50,7 +50,7 @@ def test_every_path_has_a_row_and_the_result_is_json(tmp_path: Path):
     )
     result = run_bench(config, observer=notes.append)
     check_rows(result["rows"][:3], PAIR, "mbd-soft", ["classic", "live", "cached"])
-    check_rows(result["rows"][3:], TINY, "alone", ["classic", "own"])
+    check_rows(result["rows"][3:], TINY, "alone", ["classic", "live"])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["classic_workers"] in (0, 2)
     assert result["threads"] == 1

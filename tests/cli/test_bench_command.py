@@ -44,7 +44,7 @@ def test_the_table_stands_on_stdout_and_progress_elsewhere(command: shell.Comman
     head, classic, own, foot = outcome.out.splitlines()
     assert head.split()[:5] == ["work", "method", "path", "images/s", "ratio"]
     assert classic.split()[:3] == [TINY, "alone", "classic"]
-    assert own.split()[:3] == [TINY, "alone", "own"]
+    assert own.split()[:3] == [TINY, "alone", "live"]
     assert foot.startswith("batch 16 on ")
     assert outcome.err == ""
 

@@ -12,8 +12,8 @@ from distillab.bench.config import Case
 CLASSIC = "classic"
 """The path that the others are held against."""
 
-LIVE, CACHED, OWN = "live", "cached", "own"
-"""Our paths: the teacher is run at every step; its logits are read; there is none."""
+LIVE, CACHED = "live", "cached"
+"""Our paths: the teacher, if there is one, is run at every step; its logits are read."""
 
 
 @dataclass(frozen=True)

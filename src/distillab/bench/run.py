@@ -17,7 +17,7 @@ from distillab.bench.classic_side import ClassicProcess, classic_loop
 from distillab.bench.config import BenchConfig, Case, planned_cases
 from distillab.bench.measure import Loop, WarmUp, make_schedule, take_turns, warm_up
 from distillab.bench.ours import OurLoop
-from distillab.bench.result import CACHED, CLASSIC, LIVE, OWN, Measured, result_rows
+from distillab.bench.result import CACHED, CLASSIC, LIVE, Measured, result_rows
 from distillab.bench.trace import check_trace_path, count_launches, write_trace
 from distillab.bench.workload import IMAGE_SIZE, build, open_images
 from distillab.data.dataset import Dataset
@@ -179,7 +179,7 @@ class _Bench:
             loop = self._ours(case, cached=path == CACHED, steps_per_epoch=steps_per_epoch)
             return stack.enter_context(contextlib.closing(loop))
 
-        for path in (OWN,) if case.teacher is None else (LIVE, CACHED):
+        for path in (LIVE,) if case.teacher is None else (LIVE, CACHED):
             warm[path] = warm_up(lambda path=path: ours(path), self._device)  # type: ignore[misc]
         return warm
 
