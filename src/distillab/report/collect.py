@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from distillab.compare.plan import ALONE
-from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig, alone, settings_of
+from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig, settings_of
 from distillab.errors import StorageError
 from distillab.report.folders import ComparedRow, find_runs
 from distillab.report.rows import Row
@@ -124,7 +124,7 @@ def collect(paths: Iterable[Path]) -> Collection:
     """Read run folders.
 
     The rows of a comparison are those of its `results.json`. Other runs are one row where they differ in their seed
-    alone, and in one table where their student alone would be trained in the same way.
+    alone, and in one table where they have the same model, data, schedule and epochs.
 
     Args:
         paths: Run folders, comparisons, and folders that hold some.
@@ -188,8 +188,8 @@ def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str]) ->
 
 
 def _by_settings(groups: Sequence[list[Run]], *, prefix: str) -> list[Variant]:
-    """Students of no comparison: in one table where their student alone would be trained in the same way."""
-    schedules = [_flat(_trained_alone(group[0].config)) for group in groups]
+    """Students of no comparison: in one table where they are trained on equal terms."""
+    schedules = [_flat(_terms(group[0].config)) for group in groups]
     distinct = [one for n, one in enumerate(schedules) if one not in schedules[:n]]
     titles = _distinct(_told([prefix] * len(distinct), distinct))
     variants = []
@@ -204,11 +204,10 @@ def _by_settings(groups: Sequence[list[Run]], *, prefix: str) -> list[Variant]:
     return variants
 
 
-def _trained_alone(config: AnyConfig) -> RunConfig:
-    """How the student of a run is trained on labels only, in a table that has it."""
+def _terms(config: AnyConfig) -> RunConfig:
+    """What the student alone has in common with all that are held against it: model, data, schedule, epochs."""
     model = config.model if isinstance(config, TrainConfig) else config.student
-    own = config if isinstance(config, TrainConfig) else alone(config, "student")
-    shared = {name: getattr(own, name) for name in RunConfig.model_fields}
+    shared = {name: getattr(config, name) for name in RunConfig.model_fields}
     return TrainConfig.model_construct(**shared, role="student", model=model)
 
 

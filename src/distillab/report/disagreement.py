@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Who is right (teacher, alone, distilled), whether the distilled student chooses as its teacher does (None: either), and
-# what that is; in the order of interest.
+# Who is right (teacher, alone, distilled), whether the distilled student chooses as its teacher does (None: either),
+# and what that is; in the order of interest.
 _KINDS = (
     ((True, False, True), None, "Learned from the teacher: the student alone is wrong"),
     ((False, False, True), None, "Only the distilled student is right"),
