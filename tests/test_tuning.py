@@ -246,9 +246,10 @@ def test_the_estimate_counts_trials_and_tuned_runs(tmp_path):
     todo = estimate(plan, allow_code=True)
     runs = {(row["table"], row["row"]): row["runs"] for row in todo["rows"]}
     assert runs == {
-        (table, row): count for table, count in (("", 2), ("tuning", 3), ("tuned", 2)) for row in ("alone", "st")
+        ("", "teacher"): 1,
+        **{(table, row): count for table, count in (("", 2), ("tuning", 3), ("tuned", 2)) for row in ("alone", "st")},
     }
-    assert todo["runs"] == todo["runs_left"] == 14
+    assert todo["runs"] == todo["runs_left"] == 15
     untuned = plan_request(request.model_copy(update={"tune": 0}), RECIPE, {}, tmp_path / "table")
     assert todo["seconds"] > estimate(untuned, allow_code=True)["seconds"]
     assert not (tmp_path / "table").exists()

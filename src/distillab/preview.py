@@ -20,6 +20,8 @@ from distillab.training.config import Regime, Role
 from distillab.training.stage import Stage
 from distillab.training.trainer import seconds_per_step
 
+_FORWARD_PART = 1 / 3  # of a training step: the backward pass costs twice as much
+
 
 def preview(
     config: TrainConfig | DistillConfig, *, allow_code: bool = False, observer: Observer = silent
@@ -33,14 +35,15 @@ def preview(
 
     Returns:
         "config", "data" (name, classes, numbers of images), "models" (role, model, parameters, macs), "stages" (title,
-        method, epochs, steps, seconds) and "seconds", an estimate for all stages; ready for JSON.
+        role, method, epochs, steps, seconds, and of those "teacher_seconds" in which the trained teacher is asked) and
+        "seconds", an estimate for all stages; ready for JSON.
 
     Raises:
         DistillabError: Whatever the run itself would stumble over before its first step.
     """
     with open_scene(config, observer, allow_code=allow_code) as scene:
         models, stages = _train(scene, config) if isinstance(config, TrainConfig) else _distill(scene, config)
-        described = [_describe(scene, stage, regime) for stage, regime in stages]
+        described = [_describe(scene, stage, regime, dict(models).get("teacher")) for stage, regime in stages]
     return {
         "config": settings_of(config),
         "data": _data(scene),
@@ -71,29 +74,46 @@ def _distill(
     return list(models.items()), itertools.chain(first, rest)
 
 
-def _describe(scene: Scene, stage: Stage, regime: Regime) -> dict[str, Any]:
+def _describe(scene: Scene, stage: Stage, regime: Regime, trained_teacher: nn.Module | None) -> dict[str, Any]:
     steps = stage.epochs * scene.feed.training.steps_per_epoch
+    own, teachers = seconds_per_step(stage, scene.feed, regime, scene.place.compute)
+    passes = _images_looked_at(scene, stage) / regime.training.batch_size
+    is_shared = stage.teacher is not None and stage.teacher.model is trained_teacher
     return {
         "title": stage.title,
         "role": stage.role,
         "method": stage.method.name,
         "epochs": stage.epochs,
         "steps": steps,
-        "seconds": steps * seconds_per_step(stage, scene.feed, regime, scene.place.compute),
+        "seconds": steps * (own + teachers) + passes * own * _FORWARD_PART,
+        "teacher_seconds": steps * teachers if is_shared else 0.0,
     }
+
+
+def _images_looked_at(scene: Scene, stage: Stage) -> int:
+    """How many images a stage goes through beside its steps: to validate, and, at the end, to re-estimate statistics
+    and to test.
+    """
+    if stage.learner.stop:
+        return 0
+    training, held_out = scene.feed.training.num_samples, _held_out(scene)
+    return stage.epochs * held_out + (training + held_out + len(scene.dataset.test) if stage.final else 0)
 
 
 def _data(scene: Scene) -> dict[str, Any]:
     size = scene.feed.image_size
-    held_out = sum(len(batch.labels) for batch in scene.feed.validation) if scene.feed.validation else 0
     return {
         "name": scene.dataset.name,
         "classes": scene.dataset.num_classes,
         "images": [size, size],
         "train": scene.feed.training.num_samples,
-        "validation": held_out,
+        "validation": _held_out(scene),
         "test": len(scene.dataset.test),
     }
+
+
+def _held_out(scene: Scene) -> int:
+    return sum(len(batch.labels) for batch in scene.feed.validation) if scene.feed.validation else 0
 
 
 def _model(role: Role, model: nn.Module, image_size: int) -> dict[str, Any]:

@@ -82,11 +82,13 @@ class Screen:
         if self.json:
             self.out.out(json.dumps(result, indent=2, default=str, allow_nan=False), highlight=False)
             return
+        above: Table | str = ""
         for part in parts:
             if isinstance(part, Table) and self.out.is_terminal:
                 self._draw(part)
             else:
-                self.write(str(part))
+                self.write(f"\n{part}" if isinstance(part, Table) and isinstance(above, Table) else str(part))
+            above = part
 
     def write(self, text: str) -> None:
         """Write text of our own making to stdout as it stands."""
@@ -115,7 +117,7 @@ class Screen:
         from rich import box
         from rich.table import Table as Drawing
 
-        drawing = Drawing(box=box.SIMPLE_HEAD, header_style="bold")
+        drawing = Drawing(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
         for column in table.columns:
             drawing.add_column(
                 Text(column.title),

@@ -240,7 +240,7 @@ def test_the_gain_is_told_by_the_minute_that_it_costs():
     assert difference(runs, "takd").points_per_extra_minute == pytest.approx(-1 / 1.5)
 
 
-@pytest.mark.parametrize("seconds", [60.0, 59.0])
+@pytest.mark.parametrize("seconds", [63.0, 60.0, 59.0])
 def test_a_method_that_takes_no_longer_has_no_gain_by_the_minute(seconds):
     runs = table(alone=(0.90, 0.91, 0.92)) | table(seconds=seconds, st=(0.92, 0.92, 0.95))
     assert difference(runs).points_per_extra_minute is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distillab.compare.conduct import is_complete
-from distillab.compare.plan import ComparisonPlan, PlannedRun
+from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
-from distillab.config import to_toml
+from distillab.config import AnyConfig, DistillConfig, to_toml
 from distillab.preview import preview
 
 _BYTES_A_PARAMETER = 4
@@ -15,72 +18,118 @@ _COPIES_LEFT = 2  # the last weights and the best ones
 _COPIES_SAVED = 4  # weights, moments, average and best ones, in each of the checkpoints that are kept
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """What a run takes by itself.
+
+    Attributes:
+        seconds: Of training, without those in which a trained teacher is asked.
+        teacher_seconds: Those, by who learns from it.
+        bytes: That it leaves, and its part of what is saved meanwhile.
+    """
+
+    seconds: float
+    teacher_seconds: Counter[str]
+    bytes: int
+
+
 def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
     """What is left to do of a plan: runs, trials of tuning, time and disk space.
 
-    Runs that differ in nothing but their seed, or in what tuning will find, are built and tried once. The teacher's
-    part is counted in every run, though those of one group share it: so the time is an upper bound, but for what
-    validation and tests take.
+    Runs that differ in nothing but their seed, or in what tuning will find, are built and tried once. A teacher is
+    asked once for all runs of a group; that its answers may be known from before is left out of account.
 
     Args:
         plan: Some of its runs may be complete.
         allow_code: Settings and weight files may name code that is run.
 
     Returns:
-        "rows" ({"table", "row", "runs", "seconds"}, the trials of a row standing in a table "tuning"), "runs" and
-        "runs_left", "seconds" and "bytes" of those that are left; ready for JSON.
+        "rows" ({"table", "row", "runs", "left", "seconds" of each by itself}, teachers that are trained being the first
+        row, and the trials of a row standing in a table "tuning"), "runs" and "runs_left" of all rows; and of what is
+        left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), and "bytes"; ready for
+        JSON.
 
     Raises:
         DistillabError: Whatever a run would stumble over before its first step.
     """
-    tried = _Tried(plan, allow_code=allow_code)
-    seconds = sum(
-        preview(teacher.model_copy(update={"output": None}), allow_code=allow_code)["seconds"]
-        for teacher in plan.teachers
-        if teacher.output is not None and not is_complete(teacher.output)
-    )
-    num_bytes = 0
+    costs = _Costs(plan, allow_code=allow_code)
     rows: list[dict[str, Any]] = []
+    seconds = teacher_seconds = 0.0
+    num_bytes = 0
+
+    def add(table: str, row: str, runs: int, left: int, config: AnyConfig, *, keeps_files: bool = True) -> None:
+        nonlocal seconds, num_bytes
+        cost = costs.of(config) if left else _Cost(0.0, Counter(), 0)
+        rows.append({"table": table, "row": row, "runs": runs, "left": left, "seconds": cost.seconds})
+        seconds += left * cost.seconds
+        num_bytes += left * cost.bytes * keeps_files
+
+    if plan.teachers:
+        left = sum(not is_complete(teacher.output) for teacher in plan.teachers if teacher.output is not None)
+        add("", "teacher", len(plan.teachers), left, plan.teachers[0])
     whole = with_tuned(plan, {row: {} for row in plan.rows}) if plan.tune else plan
     trials = trials_made(plan) if plan.tune else {}
-    runs_left = 0
     for table, row in whole.rows:
         runs = [run for run in whole.runs if (run.table, run.row) == (table, row)]
-        left = [run for run in runs if not is_complete(run.folder)]
-        made = trials.get((table, row))
-        trials_left = 0 if made is None else max(0, plan.tune - made)
-        of_one, bytes_of_one = tried.seconds_and_bytes(runs[0]) if left or trials_left else (0.0, 0)
-        rows.append({"table": table, "row": row, "runs": len(runs), "seconds": of_one})
-        if made is not None:
-            named = ", ".join(filter(None, (table, "tuning")))
-            rows.append({"table": named, "row": row, "runs": plan.tune, "seconds": of_one})
-        runs_left += len(left) + trials_left
-        seconds += of_one * (len(left) + trials_left)
-        num_bytes += bytes_of_one * len(left)
-    total = sum(row["runs"] for row in rows)
-    return {"rows": rows, "runs": total, "runs_left": runs_left, "seconds": seconds, "bytes": num_bytes}
+        add(table, row, len(runs), sum(not is_complete(run.folder) for run in runs), runs[0].config)
+        if (made := trials.get((table, row))) is not None:
+            tuning = ", ".join(filter(None, (table, "tuning")))
+            add(tuning, row, plan.tune, max(0, plan.tune - made), runs[0].config, keeps_files=False)
+    for group in whole.groups:
+        teacher_seconds += costs.of_asking([run.config for run in group.runs if not is_complete(run.folder)])
+    if plan.tune:
+        rounds = plan.tune - min(trials.values())  # one trial of each row at the same time
+        teacher_seconds += max(0, rounds) * costs.of_asking([run.config for run in plan.groups[0].runs])
+    return {
+        "rows": rows,
+        "runs": sum(row["runs"] for row in rows),
+        "runs_left": sum(row["left"] for row in rows),
+        "seconds": seconds + teacher_seconds,
+        "teacher_seconds": teacher_seconds,
+        "bytes": num_bytes,
+    }
 
 
-class _Tried:
-    """Runs that were built and tried; those of equal settings but for the seed once."""
+class _Costs:
+    """Runs that are built and tried; those of equal settings but for the seed once."""
 
     def __init__(self, plan: ComparisonPlan, *, allow_code: bool) -> None:
         self._untaught = plan.teachers[0].model if plan.teachers else None
         self._num_groups = max(1, len(plan.groups))
         self._allow_code = allow_code
-        self._seen: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Cost] = {}
 
-    def seconds_and_bytes(self, run: PlannedRun) -> tuple[float, int]:
-        """What the run takes, without its teacher's training."""
+    def of(self, config: AnyConfig) -> _Cost:
+        """What a run takes by itself."""
         changes: dict[str, Any] = {"output": None, "seed": 0}
-        if self._untaught is not None and run.method != "alone":
+        if self._untaught is not None and isinstance(config, DistillConfig):
             changes["teacher"] = self._untaught  # built, not loaded: its weights may not be there yet
-        config = run.config.model_copy(update=changes)
+        config = config.model_copy(update=changes)
         key = to_toml(config)
-        if key not in self._seen:
-            self._seen[key] = preview(config, allow_code=self._allow_code)
-        seen = self._seen[key]
-        seconds = sum(stage["seconds"] for stage in seen["stages"] if stage["role"] != "teacher")
-        parameters = sum(model["parameters"] for model in seen["models"] if model["role"] != "teacher")
-        copies = _COPIES_LEFT + _COPIES_SAVED * run.config.checkpoint.keep / self._num_groups
-        return seconds, int(parameters * _BYTES_A_PARAMETER * copies)
+        if key not in self._known:
+            self._known[key] = self._tried(config)
+        return self._known[key]
+
+    def of_asking(self, configs: Sequence[AnyConfig]) -> float:
+        """Seconds in which teachers are asked for runs that are carried out together."""
+        longest: Counter[str] = Counter()
+        for config in configs:
+            longest |= self.of(config).teacher_seconds  # of each role the larger
+        return longest.total()
+
+    def _tried(self, config: AnyConfig) -> _Cost:
+        seen = preview(config, allow_code=self._allow_code)
+        learners = {stage["role"] for stage in seen["stages"]}
+        if isinstance(config, DistillConfig):
+            learners.discard("teacher")  # it is trained once, and not in this run
+        stages = [stage for stage in seen["stages"] if stage["role"] in learners]
+        teacher_seconds: Counter[str] = Counter()
+        for stage in stages:
+            teacher_seconds[stage["role"]] += stage["teacher_seconds"]
+        parameters = sum(model["parameters"] for model in seen["models"] if model["role"] in learners)
+        copies = _COPIES_LEFT + _COPIES_SAVED * config.checkpoint.keep / self._num_groups
+        return _Cost(
+            sum(stage["seconds"] for stage in stages) - teacher_seconds.total(),
+            teacher_seconds,
+            int(parameters * _BYTES_A_PARAMETER * copies),
+        )

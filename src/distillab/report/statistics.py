@@ -22,6 +22,7 @@ SIGNIFICANCE = 0.05
 """A corrected p-value below it shows a difference; an interval misses the truth this often."""
 
 _POWER = 0.8
+_CLOCK_NOISE = 0.05  # a training that is not longer by this share takes as long as the other one
 _ROUNDING = 1e-12  # relative: a spread below it is what subtracting floats leaves of equal differences
 
 Interval = tuple[float, float]
@@ -79,6 +80,7 @@ class Difference:
         uncorrected_p_value: Of the paired t test by itself. It and the interval are None with less than two pairs, or
             if all differences are equal: then their variance of zero is an accident, and no certainty.
         p_value: The same, corrected by Holm for the comparisons that were made together.
+        baseline_seconds: Mean training time of the baseline; None without a pair.
     """
 
     method: str
@@ -90,6 +92,7 @@ class Difference:
     interval: Interval | None
     uncorrected_p_value: float | None
     p_value: float | None = None
+    baseline_seconds: float | None = None
 
     @property
     def verdict(self) -> Literal["better", "worse", "no difference shown"]:
@@ -100,11 +103,12 @@ class Difference:
 
     @property
     def points_per_extra_minute(self) -> float | None:
-        """Percentage points gained (negative: lost) a minute that the method trains longer; None if it does not.
-
-        It is as uncertain as the difference, and means nothing if the extra time is within the noise of the clock.
+        """Percentage points gained (negative: lost) a minute that the method trains longer; None if it does not, by a
+        twentieth at least. It is as uncertain as the difference.
         """
-        if self.mean is None or self.extra_seconds is None or self.extra_seconds <= 0:
+        if self.mean is None or self.extra_seconds is None or self.baseline_seconds is None:
+            return None
+        if self.extra_seconds <= _CLOCK_NOISE * self.baseline_seconds:
             return None
         return 100 * self.mean / (self.extra_seconds / 60)
 
@@ -180,9 +184,10 @@ def _difference(runs: Runs, method: str, baseline: str) -> Difference:
     seeds = runs[method].keys() & runs[baseline].keys()
     pairs = [(runs[method][seed], runs[baseline][seed]) for seed in seeds]
     extra_seconds = fmean(ours.seconds - theirs.seconds for ours, theirs in pairs) if pairs else None
+    baseline_seconds = fmean(theirs.seconds for _, theirs in pairs) if pairs else None
     scale = max((abs(run.top1) for pair in pairs for run in pair), default=0.0)
     tested = _t_test([ours.top1 - theirs.top1 for ours, theirs in pairs], scale, lowest=-1.0)
-    return Difference(method, baseline, len(pairs), extra_seconds, *tested)
+    return Difference(method, baseline, len(pairs), extra_seconds, *tested, baseline_seconds=baseline_seconds)
 
 
 def _t_test(

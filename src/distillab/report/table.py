@@ -132,55 +132,68 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table | str]:
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
-    """What a comparison has shown: one table for each setting that is varied beyond the methods' own.
+    """What a comparison has shown, then what else is known of its rows; twice for each setting that is varied beyond
+    the methods' own.
 
     Args:
         result: What `comparison_result` gave.
     """
     parts: list[Table | str] = []
     for name in dict.fromkeys(row["table"] for row in result["rows"]):
-        if name:
-            parts.append(name)
         rows = [row for row in result["rows"] if row["table"] == name]
-        parts.append(_without_empty_columns(Table(_COMPARISON_COLUMNS, tuple(_comparison_row(row) for row in rows))))
+        shown = Table(_SHOWN_COLUMNS, tuple(map(_shown_row, rows)))
+        known = Table(_KNOWN_COLUMNS, tuple(map(_known_row, rows)))
+        parts += [*([name] if name else []), _without_empty_columns(shown), _without_empty_columns(known)]
     return parts
 
 
-_COMPARISON_COLUMNS = (
+_SHOWN_COLUMNS = (
+    Column("method"),
+    Column("top-1 %", numeric=True),
+    Column("95 % interval", numeric=True),
+    Column("vs alone", numeric=True),
+    Column("95 % interval", numeric=True),
+    Column("p", numeric=True),
+    Column("shown"),
+)
+
+_KNOWN_COLUMNS = (
     Column("method"),
     Column("seeds", numeric=True),
-    Column("top-1 %", numeric=True),
     Column("std", numeric=True),
-    Column("95 % interval", numeric=True),
-    Column("versus alone", numeric=True),
-    Column("95 % interval", numeric=True),
-    Column("p (Holm)", numeric=True),
-    Column("shown"),
     Column("last step %", numeric=True),
     Column("best epoch %", numeric=True),
     Column("NLL", numeric=True),
     Column("agreement %", numeric=True),
     Column("seconds", numeric=True),
+    Column("points/min", numeric=True),
 )
 
 
-def _comparison_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _shown_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     versus = row["versus_alone"] or {}
     return (
         row["method"],
-        str(row["num_seeds"]),
         points(row["top1_mean"]),
-        points(row["top1_std"]),
         interval(row["top1_interval"]),
         points(versus.get("difference"), signed=True),
         interval(versus.get("interval"), signed=True),
         number(versus.get("p_value"), 3),
-        versus.get("verdict") or ABSENT,
+        {"better": "better", "worse": "worse", "no difference shown": "nothing"}.get(versus.get("verdict"), ABSENT),
+    )
+
+
+def _known_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["method"],
+        str(row["num_seeds"]),
+        points(row["top1_std"]),
         points(row["top1_last_mean"]),
         points(row["top1_best_mean"]),
         number(row["nll"], 3),
         percent(row["teacher_agreement"]),
         number(row["seconds_mean"], 1),
+        number((row["versus_alone"] or {}).get("points_per_extra_minute"), 1),
     )
 
 
@@ -190,11 +203,21 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
     Args:
         todo: What `estimate` gave.
     """
-    rows = [{**row, "row": f"{row['row']} ({row['table']})" if row["table"] else row["row"]} for row in todo["rows"]]
+    columns = (Column("row"), Column("runs", numeric=True), Column("left", numeric=True), Column("time each"))
+    rows = tuple(
+        (
+            f"{row['row']} ({row['table']})" if row["table"] else row["row"],
+            str(row["runs"]),
+            str(row["left"]),
+            duration(row["seconds"]) if row["left"] else ABSENT,
+        )
+        for row in todo["rows"]
+    )
     return [
-        records_table(rows, ("row", "runs", "seconds")),
-        f"{todo['runs_left']} of {todo['runs']} runs are left: at most about {todo['seconds'] / 60:.1f} minutes"
-        f" of training and {todo['bytes'] / 2**20:,.0f} MiB of disk",
+        Table(columns, rows),
+        f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} if nothing else runs"
+        f" here, {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk",
     ]
 
 
@@ -244,6 +267,14 @@ def interval(bounds: Sequence[float] | None, *, signed: bool = False) -> str:
 def millions(count: float | None) -> str:
     """A count in millions with two decimals."""
     return ABSENT if count is None else f"{count / 1e6:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
 
 
 def number(value: float | None, decimals: int) -> str:
