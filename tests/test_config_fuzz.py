@@ -105,7 +105,7 @@ def field_of(name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
 
 
 def is_larger(value: Any, largest: float) -> bool:
-    return isinstance(value, int | float | str) and str(value).isdigit() and int(value) > largest
+    return isinstance(value, int | float | str) and str(value).isdecimal() and int(value) > largest
 
 
 def fields_of(config: type[Section]) -> st.SearchStrategy[dict[str, Any]]:

@@ -241,6 +241,21 @@ def test_a_run_that_was_killed_while_it_wrote_its_settings_can_be_begun_again(tm
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
+def test_a_run_whose_settings_the_disk_did_not_take_can_be_begun_again(tmp_path):
+    """Whatever else would have gone into its folder: without settings nothing does."""
+
+    def refuse(path, text):
+        raise StorageError("the disk is full", where=str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distillab.scene.write_text", refuse)
+        with pytest.raises(StorageError, match="the disk is full"):
+            begin(alone(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+    resume_or_run(alone(tmp_path / "run"), allow_code=True)
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 def test_a_run_that_is_complete_says_so_and_stays_as_it_is(tmp_path):
     whole = begin(alone(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}

@@ -104,10 +104,14 @@ class Scene:
             StorageError: The folder holds something already, or cannot be written.
             RunDirInUseError: Another process owns it.
         """
-        self._use(RunDir.new(self.config.output, label=label))
-        assert self.run_dir is not None
-        write_text(self.run_dir.path / "config.toml", to_toml(self.config))
-        self.run_dir.describe(command=command, device=self.place.compute.device, threads=torch.get_num_threads())
+        run_dir = RunDir.new(self.config.output, label=label)
+        try:  # first: a folder with settings can be resumed, one with nothing in it be begun again
+            write_text(run_dir.path / "config.toml", to_toml(self.config))
+        except StorageError:
+            run_dir.release()
+            raise
+        self._use(run_dir)
+        run_dir.describe(command=command, device=self.place.compute.device, threads=torch.get_num_threads())
 
     def go_on(self, run_dir: RunDir, command: Sequence[str], *, anew: bool) -> None:
         """Put files into the folder that the run has already.

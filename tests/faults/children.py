@@ -23,7 +23,7 @@ from distillab.training.checkpoint import CheckpointDir
 from distillab.training.keeper import Keeper, Phase
 
 _BUG = 70
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 600.0  # on a machine that is busy otherwise everything takes many times as long
 
 
 class Board:
@@ -105,8 +105,10 @@ class Child:
             os.kill(self._pid, number)
 
     def end(self) -> int:
-        """Wait for its end; one that takes too long is killed. Gives the exit code."""
+        """Wait for its end; one that takes too long is killed, and that is told. Gives the exit code."""
         self.reaches(lambda board: False)
+        if not self.has_ended:
+            self._said.write(f"killed: it has not ended in {_PATIENCE_SECONDS:.0f} seconds\n".encode())
         self.send(signal.SIGKILL)
         while not self.has_ended:
             time.sleep(0.001)
