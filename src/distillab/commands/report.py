@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from distillab.commands.flags import AllowCode, Injected, Json, Quiet
 from distillab.errors import DistillabError
-from distillab.runtime.events import Note, Observer
 from distillab.terminal import Screen
 
 
@@ -61,20 +60,20 @@ def end_with_report(screen: Screen, result: dict[str, Any], *, allow_code: bool 
     from distillab.report.write import PAGE, write_report
 
     folder = Path(result["output"])
-    with screen.watching() as observer:
-        try:
+    try:
+        with screen.watching() as observer:
             written = write_report([folder], folder / PAGE, allow_code=allow_code, observer=observer)
-        except DistillabError as error:
-            return _without(folder, error.message, result, observer)
-        except Exception as error:  # a bug in what only describes must not cost the table of hours
-            return _without(folder, f"{type(error).__name__}: {error} (this is a bug)", result, observer)
-    page = str(written.files[0])
-    return {**result, "report": page}, f"report: {page}"
-
-
-def _without(folder: Path, reason: str, result: dict[str, Any], observer: Observer) -> tuple[dict[str, Any], str]:
-    observer(Note(f"there is no report: {reason}"))
-    return {**result, "report": None}, f"no report could be made; once more: distillab report {folder}"
+    except DistillabError as error:
+        reason = f"{error.message} ({error.where})"
+    except Exception as error:  # a bug in what only describes must not cost the table of hours
+        reason = f"{type(error).__name__}: {error} (this is a bug)"
+    else:
+        page = str(written.files[0])
+        return {**result, "report": page}, f"report: {page}"
+    told = f"there is no report: {reason}; once more: distillab report {folder}"
+    if screen.json:
+        screen.tell(told)
+    return {**result, "report": None}, told
 
 
 def _common_folder(runs: Sequence[Path]) -> Path:

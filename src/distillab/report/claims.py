@@ -17,8 +17,8 @@ def claims(collection: Collection, counted: Counted) -> list[str]:
         collection: What the report is about.
         counted: Its students.
     """
-    alone = [variant for variant in collection.of("alone") if variant.runs]
-    distilled = [variant for variant in collection.of("distilled") if variant.runs]
+    alone = [variant for variant in collection.of("alone") if not math.isnan(variant.top1)]
+    distilled = [variant for variant in collection.of("distilled") if not math.isnan(variant.top1)]
     if not distilled:
         count = len(collection.variants)
         return [f"{count} model{'s' * (count > 1)} trained alone, no distilled student: nothing is compared."]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from distillab.compare.plan import ALONE
+from distillab.compare.axes import ALONE
 from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig, settings_of
 from distillab.errors import StorageError
 from distillab.report.folders import ComparedRow, find_runs
@@ -107,7 +107,11 @@ class Collection:
 
     def alone_of(self, variant: Variant) -> Variant | None:
         """The student alone that a variant is held against: that of its table; for teachers the first there is."""
-        mine = [one for one in self.of("alone") if one.runs and (one.table == variant.table or _is_guide(variant))]
+        mine = [
+            one
+            for one in self.of("alone")
+            if not math.isnan(one.top1) and (one.table == variant.table or _is_guide(variant))
+        ]
         return mine[0] if mine else None
 
     def teacher_of(self, variant: Variant) -> Variant | None:
@@ -255,7 +259,8 @@ def _teacher_of(run: Run, part: TeacherPart) -> Run:
     )
     is_own = trained_here.is_file()
     weights = trained_here if is_own else Path(part.source)
-    return replace(run, result=result, weights=weights if weights.exists() else None, is_own=is_own)
+    is_there = weights.is_file() or weights.is_dir()  # and no pipe or device that somebody has named
+    return replace(run, result=result, weights=weights if is_there else None, is_own=is_own)
 
 
 def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:

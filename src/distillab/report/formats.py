@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from distillab import __version__
 from distillab.report.document import Block, Chart, Document, Figures, Gallery, Listing, Paragraph
 from distillab.report.table import Table
 
@@ -72,6 +73,7 @@ def as_json(document: Document) -> str:
         document: What it says.
     """
     content = {
+        "generator": f"distillab {__version__}",
         "format_version": _FORMAT,
         "title": document.title,
         "headline": document.headline,

@@ -6,15 +6,12 @@ import base64
 import hashlib
 import re
 from importlib import resources
-from pathlib import Path
 
 from distillab import __version__
 from distillab.report.document import Document
 from distillab.report.table import ABSENT
 
 _TEMPLATES = resources.files("distillab.report") / "templates"
-_MARK = '<meta name="generator" content="distillab'
-_HEAD_BYTES = 4096
 
 
 def as_html(document: Document) -> str:
@@ -60,15 +57,6 @@ def _typeset(cell: str) -> str:
     if cell == ABSENT:
         return "\N{EN DASH}"
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", cell) if re.fullmatch(r"[-+.,\d to]+", cell) else cell
-
-
-def is_page(path: Path) -> bool:
-    """Whether a file is a page of ours."""
-    try:
-        with path.open("rb") as stream:
-            return _MARK.encode() in stream.read(_HEAD_BYTES)
-    except OSError:
-        return False
 
 
 def _template(name: str) -> str:

@@ -50,7 +50,7 @@ def build_document(
     missing = (*collection.left_out, *(analysis.notes if analysis else ()), *left_out)
     beside = _beside_teacher(collection, analysis)
     sections = [
-        _section("results", "Results", _results_table(drawn), *map(Paragraph, more), accuracy_chart(drawn, series)),
+        _section("results", "Results", accuracy_chart(drawn, series), _results_table(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
         _section("learning", "Learning", learning_curves(collection.variants, series)),
         _section("cost", "Cost", cost_chart(drawn, series)),
@@ -140,8 +140,9 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Figures:
         shown = [one.get("verdict") or ABSENT for one in versus]
         columns += [
             (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
-            (Column("p (Holm)", numeric=True), [number(one.get("corrected_p_value"), 3) for one in versus]),
+            (Column("p (Holm)", numeric=True), [number(one.get("p_value"), 3) for one in versus]),
             (Column("shown"), shown),
+            (Column("points/min", numeric=True), [number(one.get("points_per_extra_minute"), 2) for one in versus]),
         ]
     columns += [
         (Column("NLL", numeric=True), [number(row["nll"], 3) for row in rows]),
@@ -153,7 +154,9 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Figures:
     kept = [(column, cells) for column, cells in columns if any(cell != ABSENT for cell in cells)]
     table = Table(tuple(column for column, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
     over = "over seeds where there are several, else of one run on its test images"
-    return Figures(f"All rows. Intervals are {over}; seconds are those of training.", table, tuple(range(len(rows))))
+    caption = f"All rows. Intervals are {over}; seconds are those of training"
+    caption += ", points/min are gained a minute longer than the student alone." if several else "."
+    return Figures(caption, table, tuple(range(len(rows))))
 
 
 def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Block]:

@@ -11,7 +11,7 @@ from distillab.report.analysis import analyse
 from distillab.report.collect import collect
 from distillab.report.document import Document
 from distillab.report.formats import as_json, as_markdown
-from distillab.report.page import as_html, is_page
+from distillab.report.page import as_html
 from distillab.report.rows import as_csv
 from distillab.report.run_record import readable, shown_path
 from distillab.report.sections import build_document
@@ -27,6 +27,8 @@ _FORMATS: dict[str, Callable[[Document], str]] = {
     ".csv": lambda document: as_csv(document.rows),
     ".json": as_json,
 }
+_MARKS = {".html": b'<meta name="generator" content="distillab ', ".json": b'{\n  "generator": "distillab '}
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,18 @@ def _check_free(output: Path, files: Iterable[Path]) -> None:
     """See that nothing is replaced but a report: beside `result.html` stands a run's `result.json`."""
     if output.suffix != ".html":
         raise ConfigError(f"a report is a .html file, not '{output.suffix}'", where="output", hint="end it in .html")
-    taken = next((file for file in files if file.exists()), None)
-    if taken is not None and not is_page(output):
+    there = [file for file in files if file.exists()]
+    marked = [file for file in there if file.suffix in _MARKS]
+    others = [file for file in marked if not _is_ours(file)] or (there if not marked else [])
+    if others:
         raise StorageError(
-            "this file is there already, and is no report", where=shown_path(taken), hint="give another --output"
+            "this file is there already, and is no report", where=shown_path(others[0]), hint="give another --output"
         )
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return _MARKS[file.suffix] in stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
