@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,22 @@ def test_runs_that_are_carried_out_together_go_on_together(tmp_path):
     assert differing(whole, parts) == []
 
 
+def test_a_run_that_diverges_names_step_images_and_the_last_checkpoint_which_is_good(tmp_path):
+    spoilt = {
+        "optimizer": {"learning_rate": 1e18},
+        "schedule": {"warmup_fraction": 0.9},
+        "checkpoint": {"minutes": 0.0},
+    }
+    with pytest.raises(NonFiniteLossError) as caught:
+        begin(alone(tmp_path, spoilt))
+    step, checkpoint = caught.value.where.split("; the last checkpoint before it: ")
+    assert re.fullmatch(r"student alone, epoch \d, step \d, images \d+, \d+, \d+, ... \(16 in all\)", step)
+    place = Path(checkpoint)
+    (lane,) = read_checkpoint(place).state["phases"][0]["lanes"]
+    assert place.parent == checkpoints_of(tmp_path)
+    assert all(tensor.isfinite().all() for tensor in lane["run"]["learner"].values())
+
+
 NAMES = {
     "outside": ["../elsewhere"],
     "absolute": ["/tmp"],
@@ -212,6 +230,14 @@ def test_a_damaged_group_is_told(tmp_path, text):
     (tmp_path / "group.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match="damaged"):
         go_on(tmp_path)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """Steps are counted and intervals measured by a clock that nobody sets."""
+    begin(alone(tmp_path / "whole"))
+    monkeypatch.setattr(time, "time", lambda: random.uniform(0.0, 4e9))
+    killed_in_turn(lambda: begin(alone(tmp_path / "parts")), lambda: go_on(tmp_path / "parts"), [3, 6])
+    assert differing(tmp_path / "whole", tmp_path / "parts") == []
 
 
 @pytest.mark.parametrize("name", ["write_json", "describe"])

@@ -179,18 +179,18 @@ class Phase:
         """The state, for a checkpoint."""
         return {"name": self._name, **self._capture()}
 
-    def after_step(self, steps: int, *, look: Callable[[], None]) -> None:
+    def after_step(self, steps: int, *, look: Callable[[], bool]) -> None:
         """Save if it is time.
 
         Args:
             steps: That the phase has made.
-            look: Called before: reads the numbers, so that nothing bad is saved.
+            look: Called before: reads the numbers, and says whether all students have diverged. Then nothing is saved:
+                the checkpoint before it is the one to go on from with other settings.
 
         Raises:
             StorageError: The disk refuses.
             Interrupted: Saved, as somebody wanted.
         """
         self.steps = steps
-        if self._keeper.is_due():
-            look()
+        if self._keeper.is_due() and not look():
             self._keeper.save(self._steps_before + steps)

@@ -201,11 +201,13 @@ class _Position:
         if self._phase is not None:
             self._phase.after_step(self._steps, look=self._look)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Read the numbers of all students; says whether all have diverged."""
         if self.step:
             for one in self._current:
                 if one.takes_part(self.epoch):
                     one.look(self.step - 1, now=True)
+        return all(one.lane.error for one in self._current)
 
     def _saved(self) -> dict[str, Any]:
         return {
