@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import tiny
 from distillab.compare.plan import ComparisonConfig, plan_comparison
-from distillab.compare.run import resume_comparison, run_comparison
+from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.errors import ConfigError, StorageError
 from distillab.runtime.events import EpochEnded, Note, StageStarted
 
 RECIPE = {**tiny.RECIPE, "training": {**tiny.RECIPE["training"], "epochs": 2}}
+OFTEN = {**RECIPE, "checkpoint": {"minutes": 0.0}}  # saved after every step
 
 
 def plan_of(folder, recipe=RECIPE, flags=None, **comparison):
@@ -86,6 +91,16 @@ def test_an_axis_of_the_methods_settings_makes_rows_and_leaves_alone_once(tmp_pa
     ]
 
 
+def test_an_axis_of_assistants_makes_rows_of_the_methods_that_have_one(tmp_path):
+    plan = plan_of(tmp_path, methods=("st", "takd"), seeds=1, axis=("assistant=tiny:build,tiny:build_wide",))
+    assert [row for _, row in plan.rows] == [
+        "alone",
+        "st",
+        "takd, assistant tiny:build",
+        "takd, assistant tiny:build_wide",
+    ]
+
+
 def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
     plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=("training.batch-size=8,16",))
     assert plan.rows == (
@@ -105,6 +120,10 @@ def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
         ({"axis": ("optimiser.learning_rate=1",)}, "unknown setting"),
         ({"axis": ("optimizer.learning_rate=-1",)}, "learning_rate"),
         ({"axis": ("training.stage_epochs=each",)}, "more epochs"),
+        ({"axis": ("distill.temprature=1,2",)}, "did you mean 'temperature'"),
+        ({"axis": ("teacher=tiny:build,tiny:build_wide",)}, "one for all rows"),
+        ({"axis": ("split.train_limit=8,16",)}, "one for all rows"),
+        ({"axis": ("seed=1,2",)}, "one for all rows"),
     ],
 )
 def test_what_cannot_be_compared_is_named(tmp_path, comparison, named):
@@ -162,12 +181,38 @@ def test_a_comparison_that_was_stopped_goes_on_to_the_same_table(tmp_path, stopp
         if isinstance(event, EpochEnded) and event.title == stopped_in:
             raise KeyboardInterrupt
 
-    often = {**RECIPE, "checkpoint": {"minutes": 0.0}}
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "table", recipe=often, observer=stop)
+        run(tmp_path / "table", recipe=OFTEN, observer=stop)
     resumed = resume_comparison(tmp_path / "table", allow_code=True)
     assert without_times(resumed) == without_times(whole)
     assert not list((tmp_path / "table").rglob(".lock"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_comparison import OFTEN, EpochEnded, run
+
+def kill(event, epochs=[]):
+    if isinstance(event, EpochEnded) and event.title == "student by st":
+        epochs.append(event.epoch)
+        if epochs == [1, 2, 1]:  # of the second seed
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run(Path(sys.argv[1]), recipe=OFTEN, observer=kill)
+"""
+
+
+def test_a_comparison_that_was_killed_goes_on_to_the_same_table(tmp_path):
+    whole = run(tmp_path / "whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "table"], cwd=Path(__file__).parent, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "table" / "results.json").exists()
+    assert list((tmp_path / "table" / "seed-1" / "checkpoints").glob("checkpoint-*"))
+    resumed = resume_comparison(tmp_path / "table", allow_code=True)
+    assert without_times(resumed) == without_times(whole)
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        assert (tmp_path / "table" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
 def test_settings_that_changed_are_not_mixed_into_one_table(tmp_path):
@@ -187,8 +232,9 @@ def test_another_teacher_is_noticed(tmp_path):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years")
-    with pytest.raises(StorageError, match="no comparison"):
-        run(tmp_path)
+    for ask in (run, lambda folder: plan_request(ComparisonConfig(), RECIPE, {}, folder)):  # a dry run says so, too
+        with pytest.raises(StorageError, match="no comparison"):
+            ask(tmp_path)
 
 
 def test_code_in_a_comparison_of_somebody_else_is_refused(tmp_path):
@@ -209,3 +255,6 @@ def test_a_student_that_diverges_is_left_out_and_told(tmp_path):
     counts = {row["method"]: row["num_seeds"] for row in result["rows"]}
     assert counts == {"alone": 1, "st, temperature 1e+30": 0, "st, temperature 4": 1}
     assert any("left out of the table" in text for text in told)
+    assert (
+        "st, temperature 1e+30: 1 of 1 runs have no result; what is said of it is of the others." in result["sentences"]
+    )

@@ -128,6 +128,7 @@ def conduct_group(group: Group, observer: Observer, *, command: Words, allow_cod
     missing = _missing(group, observer, allow_code=allow_code)
     if not missing:
         return
+    observer(Note(f"{group.folder.name}: {len(missing)} of {len(group.runs)} runs are left"))
     begun = _begun(group.folder, missing)
     if begun:
         outcomes = resume(group.folder, observer=observer, command=command, allow_code=allow_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import Field, field_validator
 
+from distillab.compare.axes import ALONE, nested, read_axes
 from distillab.config import (
     AnyConfig,
     DistillConfig,
@@ -22,12 +22,9 @@ from distillab.config import (
     shared_settings,
     to_toml,
 )
-from distillab.errors import ConfigError, nearest
+from distillab.errors import ConfigError
 from distillab.settings import Section
-from distillab.stages import PLANS, find_plan, plan_options
-
-ALONE = "alone"
-"""The row that every comparison has: the student on labels only, with the same schedule and budget."""
+from distillab.stages import PLANS, find_plan
 
 _LARGEST_GROUP = 16  # students that are trained together: each has weights, moments and activations of its own
 
@@ -182,7 +179,8 @@ def plan_comparison(
                 for table, row, method, config in _rows(comparison, equal, {**own_flags, "seed": seed})
             ]
             groups += _grouped(runs, home / f"seed-{seed}")
-    plan = ComparisonPlan(folder, tuple(teachers), tuple(groups), comparison.tune, _varied(comparison), notes)
+    varied = frozenset(".".join(axis.path) for axis in read_axes(comparison.axis, comparison.methods))
+    plan = ComparisonPlan(folder, tuple(teachers), tuple(groups), comparison.tune, varied, notes)
     if plan.tune and not all(run.config.split.validation_fraction for run in plan.runs):
         raise ConfigError(
             "tuning needs validation images to choose by",
@@ -208,17 +206,17 @@ def _rows(
     comparison: ComparisonConfig, recipe: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str, AnyConfig]]:
     """Table, name, method and settings of each row for one seed; where an axis changes nothing a row stands once."""
-    axes = [_axis(text) for text in comparison.axis]
+    axes = read_axes(comparison.axis, comparison.methods)
     known: set[str] = set()
     for method in (ALONE, *comparison.methods):
-        for chosen in itertools.product(*(values for _, values in axes)):
+        for chosen in itertools.product(*(axis.values for axis in axes)):
             table: list[str] = []
             words = [method]
             over = dict(flags)
-            for (path, _), value in zip(axes, chosen, strict=True):
-                if _concerns(path, method):
-                    over = merged(over, nested(path, value))
-                    (table if _concerns(path, ALONE) else words).append(f"{path[-1].replace('_', ' ')} {value}")
+            for axis, value in zip(axes, chosen, strict=True):
+                if axis.concerns(method):
+                    over = merged(over, nested(axis.path, value))
+                    (table if axis.concerns(ALONE) else words).append(f"{axis.path[-1].replace('_', ' ')} {value}")
             config: AnyConfig
             if method == ALONE:
                 config = resolve_train(recipe, merged(over, {"role": "student"}))
@@ -272,57 +270,6 @@ def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
         )
         groups.append(Group(home, placed))
     return groups
-
-
-def _varied(comparison: ComparisonConfig) -> frozenset[str]:
-    return frozenset(".".join(_axis(text)[0]) for text in comparison.axis)
-
-
-def _axis(text: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """The setting and the values of one axis.
-
-    Raises:
-        ConfigError: It is not `section.setting=value,value`.
-    """
-    name, _, values = text.partition("=")
-    path = tuple(name.replace("-", "_").split("."))
-    section: Any = DistillConfig
-    for part in path[:-1] if path[0] != "distill" else ():
-        field = section.model_fields.get(part)
-        section = field.annotation if field is not None else None
-    if not values or not name:
-        raise ConfigError(
-            f"'{text}' is no axis",
-            where="axis",
-            hint="write a setting and its values: optimizer.learning_rate=0.02,0.05",
-        )
-    if path[0] != "distill" and (section is None or path[-1] not in getattr(section, "model_fields", {})):
-        known = [*DistillConfig.model_fields]
-        raise ConfigError(f"unknown setting '{name}'", where="axis", hint=nearest(path[0], known))
-    return path, tuple(_value(word.strip()) for word in values.split(","))
-
-
-def _value(word: str) -> Any:
-    """A word as TOML reads it, or as it stands."""
-    try:
-        return tomllib.loads(f"value = {word}")["value"]
-    except tomllib.TOMLDecodeError:
-        return word
-
-
-def _concerns(path: Sequence[str], method: str) -> bool:
-    """Whether a row has a setting: those under `distill` belong to some methods only."""
-    if path[0] != "distill":
-        return method != ALONE or path[0] not in ("assistant", "assistant_training", "teacher_training")
-    return method != ALONE and path[-1] in plan_options(find_plan(method)).model_fields
-
-
-def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """A value in its sections."""
-    for part in reversed(path):
-        value = {part: value}
-    result: dict[str, Any] = value
-    return result
 
 
 def file_name(table: str, row: str) -> str:

@@ -41,12 +41,13 @@ def plan_request(
 
     Raises:
         ConfigError: A method or setting is unknown, out of bounds, or without effect; or what tuning needs is missing.
+        StorageError: The folder holds something else.
     """
     if comparison.tune:
         require_optuna()  # now, not when all teachers are trained
-    return plan_comparison(
-        comparison, recipe, _with_threads(recipe, flags), output or RUNS / new_run_name("comparison")
-    )
+    folder = output or RUNS / new_run_name("comparison")
+    _check_ours(folder)
+    return plan_comparison(comparison, recipe, _with_threads(recipe, flags), folder)
 
 
 def _with_threads(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +151,12 @@ def resume_comparison(
     )
 
 
-def _take(folder: Path) -> RunDir:
-    """The folder, locked: new, empty, or a comparison's; with plain files in it only."""
+def _check_ours(folder: Path) -> None:
+    """See that a folder is new, empty, or a comparison's."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         taken = next((entry for entry in folder.iterdir() if entry.name != ".lock"), None)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise storage_error(error, folder) from error
     if taken is not None and not is_comparison(folder):
@@ -163,5 +165,13 @@ def _take(folder: Path) -> RunDir:
             where=str(folder),
             hint="choose a new folder, or leave --output out to get one under runs/",
         )
+
+
+def _take(folder: Path) -> RunDir:
+    """The folder, locked, with plain files in it only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from error
     check_plain(folder)
     return RunDir(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from distillab.compare.plan import nested
+from distillab.compare.axes import nested
 from distillab.config import ConfigT, DistillConfig, RunConfig, merged, settings_of
 from distillab.errors import ConfigError
 from distillab.methods.base import TuningRange
