@@ -96,7 +96,7 @@ def _images_looked_at(scene: Scene, stage: Stage) -> int:
     """
     if stage.learner.stop:
         return 0
-    training, held_out = scene.feed.training.num_samples, _held_out(scene)
+    training, held_out = scene.feed.training.num_samples or 0, _held_out(scene)
     return stage.epochs * held_out + (training + held_out + len(scene.dataset.test) if stage.final else 0)
 
 

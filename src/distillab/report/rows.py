@@ -92,7 +92,8 @@ def counted(rows: Sequence[Row]) -> Counted:
         own = {row.method: row for row in rows if row.table == table}
         found = compare({method: row.by_seed() for method, row in own.items()})
         winner[table] = found.winner
-        said += [f"{table}: {sentence}" if table else sentence for sentence in sentences(found)]
+        told = [*sentences(found), *(sentence for row in own.values() if (sentence := _left_out_in_words(row)))]
+        said += [f"{table}: {sentence}" if table else sentence for sentence in told]
         shown += [{"table": table, **numbers, **_means(own[numbers["method"]])} for numbers in as_rows(found)]
     return Counted(shown, said, [sentence for row in rows if (sentence := _tuned_in_words(row))], winner)
 
@@ -131,6 +132,13 @@ def _mean(results: Sequence[Result], path: str) -> float | None:
     owners = [owner for result in results if (owner := getattr(result, first)) is not None]
     values = [value for owner in owners if (value := attrgetter(rest)(owner)) is not None]
     return fmean(values) if values else None
+
+
+def _left_out_in_words(row: Row) -> str | None:
+    missing = len(row.run_dirs) - len(row.results)
+    if not missing:
+        return None
+    return f"{row.method}: {missing} of {len(row.run_dirs)} runs have no result; what is said of it is of the others."
 
 
 def _tuned_in_words(row: Row) -> str | None:
