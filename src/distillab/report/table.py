@@ -179,7 +179,7 @@ def _shown_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         points(versus.get("difference"), signed=True),
         interval(versus.get("interval"), signed=True),
         number(versus.get("p_value"), 3),
-        {"better": "better", "worse": "worse", "no difference shown": "nothing"}.get(str(versus.get("verdict")), ABSENT),
+        str(versus.get("verdict", ABSENT)).replace("no difference shown", "nothing"),
     )
 
 
