@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from distillab.report.table import Column, Table, plan_tables, records_table, results_table, run_rows
+from distillab.report.table import (
+    Column,
+    Table,
+    comparison_tables,
+    estimate_tables,
+    plan_tables,
+    records_table,
+    results_table,
+    run_rows,
+)
 
 TEST = {"top1": 0.9712, "nll": 0.12345, "ece": 0.0167, "teacher_agreement": None}
 
@@ -59,3 +68,51 @@ def test_a_plan_tells_data_models_stages_and_time() -> None:
     assert isinstance(stages, Table)
     assert stages.rows == (("student by st", "soft_target", "2", "20", "3.21"),)
     assert sentence == "about 3 s of training; nothing was trained"
+
+
+def test_a_comparison_shows_what_differs_then_what_else_is_known_table_by_table() -> None:
+    def row(table: str, method: str, verdict: str | None) -> dict[str, object]:
+        versus = {"difference": 0.012, "interval": (0.01, 0.014), "p_value": 0.0004, "points_per_extra_minute": 1.5}
+        known = {"top1_last_mean": None, "top1_best_mean": 0.9, "nll": 0.3, "teacher_agreement": None}
+        own = {
+            "num_seeds": 5,
+            "top1_mean": 0.912,
+            "top1_std": 0.002,
+            "top1_interval": (0.91, 0.914),
+            "seconds_mean": 60.0,
+        }
+        versus_alone = {**versus, "verdict": verdict} if verdict else None
+        return {"table": table, "method": method, "versus_alone": versus_alone, **own, **known}
+
+    rows = [row("", "alone", None), row("", "st", "better"), row("tuned", "st", "no difference shown")]
+    default, shown, known, tuned, *_ = comparison_tables({"rows": rows})
+    assert (default, tuned) == ("\ndefault", "\ntuned")
+    assert isinstance(shown, Table)
+    assert shown.rows[0] == ("alone", "91.20", "91.00 to 91.40", "-", "-", "-", "-")
+    assert shown.rows[1] == ("st", "91.20", "91.00 to 91.40", "+1.20", "+1.00 to +1.40", "< 0.001", "better")
+    assert isinstance(known, Table)
+    assert [column.title for column in known.columns] == [
+        *("method", "seeds", "std", "best epoch %", "NLL", "seconds", "points/min")
+    ]
+    assert known.rows[1] == ("st", "5", "0.20", "90.00", "0.300", "60.0", "1.5")
+
+
+def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
+    todo = {
+        "rows": [
+            {"table": "", "row": "teacher", "runs": 1, "left": 0, "seconds": 0.0},
+            {"table": "tuned", "row": "st", "runs": 5, "left": 3, "seconds": 200.0},
+        ],
+        "runs": 6,
+        "runs_left": 3,
+        "seconds": 8000.0,
+        "teacher_seconds": 9.26,
+        "bytes": 5 << 20,
+    }
+    table, sentence = estimate_tables(todo)
+    assert isinstance(table, Table)
+    assert table.rows == (("teacher", "1", "0", "-"), ("st (tuned)", "5", "3", "3.3 min"))
+    assert sentence == (
+        "3 of 6 runs are left: about 2.2 h if nothing else runs here, 9.3 s of it to ask the teacher,"
+        " and up to 5 MiB of disk"
+    )

@@ -139,11 +139,16 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
         result: What `comparison_result` gave.
     """
     parts: list[Table | str] = []
-    for name in dict.fromkeys(row["table"] for row in result["rows"]):
+    names = list(dict.fromkeys(row["table"] for row in result["rows"]))
+    for name in names:
         rows = [row for row in result["rows"] if row["table"] == name]
         shown = Table(_SHOWN_COLUMNS, tuple(map(_shown_row, rows)))
         known = Table(_KNOWN_COLUMNS, tuple(map(_known_row, rows)))
-        parts += [*([name] if name else []), _without_empty_columns(shown), _without_empty_columns(known)]
+        parts += [
+            *([f"\n{name or 'default'}"] if len(names) > 1 else []),
+            _without_empty_columns(shown),
+            _without_empty_columns(known),
+        ]
     return parts
 
 
@@ -178,7 +183,7 @@ def _shown_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         interval(row["top1_interval"]),
         points(versus.get("difference"), signed=True),
         interval(versus.get("interval"), signed=True),
-        number(versus.get("p_value"), 3),
+        probability(versus.get("p_value")),
         str(versus.get("verdict", ABSENT)).replace("no difference shown", "nothing"),
     )
 
@@ -267,6 +272,11 @@ def interval(bounds: Sequence[float] | None, *, signed: bool = False) -> str:
 def millions(count: float | None) -> str:
     """A count in millions with two decimals."""
     return ABSENT if count is None else f"{count / 1e6:,.2f}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value with three decimals."""
+    return "< 0.001" if p is not None and p < 0.001 else number(p, 3)
 
 
 def duration(seconds: float) -> str:
