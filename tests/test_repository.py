@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,15 @@ def test_the_network_is_not_needed_to_import_or_list():
         "distillab.models.catalog, distillab.methods.base"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_runtime_dependency_has_a_row_and_a_purpose():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dependencies = sorted(re.split(r"[<>=~! ]", one)[0] for one in project["dependencies"])
+    text = (ROOT / "docs" / "decisions" / "0001-libraries.md").read_text()
+    rows = [row.split("|") for row in text.splitlines() if row.startswith("| ")][1:]
+    assert sorted(row[2].split()[0] for row in rows) == dependencies
+    assert f"**Decision.** {('Twelve', 'Thirteen', 'Fourteen', 'Fifteen')[len(dependencies) - 12]} runtime" in text
 
 
 def test_the_changelog_names_the_version_of_the_numerics():

@@ -75,7 +75,7 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
         DataError: The rows have different data, it is not there, or no model can be looked at.
         ConfigError: The data is code that is not allowed.
     """
-    chosen = _chosen(collection)
+    chosen = models_looked_at(collection)
     notes = [
         f"{variant.name}: not among the {MOST_MODELS} models that are looked at."
         for variant in collection.variants
@@ -116,7 +116,7 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
     )
 
 
-def _chosen(collection: Collection) -> list[Variant]:
+def models_looked_at(collection: Collection) -> list[Variant]:
     """Who is looked at, in the order of the rows: teachers come before those that are held against them."""
     first = [*(collection.trio or ()), *collection.variants]
     chosen = list(dict.fromkeys(variant.name for variant in first if variant.runs))[:MOST_MODELS]

@@ -1,0 +1,112 @@
+"""The parts of a report that need no model: which weights, teacher's mistakes, how to make rows again, what is told."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distillab.report.analysis import MOST_MODELS, models_looked_at
+from distillab.report.collect import collect
+from distillab.report.document import Chart, Document, Figures, Listing, Section
+from distillab.report.sections import build_document
+from distillab.report.table import Table
+from run_folders import scores, write, write_comparison, write_run
+
+
+def report_on(folder: Path) -> Document:
+    return build_document(collect([folder]), None, title="a report")
+
+
+def section(document: Document, name: str) -> Section:
+    return next(one for one in document.sections if one.name == name)
+
+
+def table_in(document: Document, name: str) -> Table:
+    return next(block.table for block in section(document, name).blocks if isinstance(block, Figures))
+
+
+def test_average_last_step_and_what_validation_chose_stand_side_by_side(tmp_path: Path) -> None:
+    best = {"test": scores(0.93), "epoch": 7}
+    write_run(tmp_path / "a", "alone", top1=0.95, result={"last": {"test": scores(0.94)}, "best": best})
+    write_run(tmp_path / "b", "st", top1=0.96, result={"best": best})
+    stopped = {"training": {"early_stop_patience": 3}, "split": {"validation_fraction": 0.1}}
+    write_run(tmp_path / "c", "mbd-soft", top1=0.93, result={"best": best}, settings=stopped)
+    rows = {row[0]: row[1:] for row in table_in(report_on(tmp_path), "weights").rows}
+    assert rows["teacher"] == ("-", "95.00", "-", "-")
+    assert [cells for name, cells in rows.items() if name.startswith("alone")] == [("95.00", "94.00", "93.00", "7")]
+    assert [cells for name, cells in rows.items() if name.startswith("st")] == [("-", "96.00", "93.00", "7")]
+    assert [cells for name, cells in rows.items() if name.startswith("mbd")] == [("-", "-", "93.00", "7")]
+
+
+def test_runs_with_one_kind_of_weights_have_no_such_part(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "alone")
+    assert "weights" not in [one.name for one in report_on(tmp_path).sections]
+
+
+def test_mistakes_of_the_teacher_are_counted_as_the_runs_tell_them(tmp_path: Path) -> None:
+    # Of 200 images the teacher errs on 10; the student is right on half of these and on 180 in all: 175 of the 190.
+    write_run(tmp_path / "st", "st", top1=0.9, teacher_top1=0.95)
+    chart = next(block for block in section(report_on(tmp_path), "teacher").blocks if isinstance(block, Chart))
+    assert chart.numbers.rows[0][:5] == ("st", "5", "10", "175", "190")
+
+
+def test_a_teacher_without_a_mistake_leaves_nothing_to_show_there(tmp_path: Path) -> None:
+    write_run(tmp_path / "st", "st", teacher_top1=1.0, result={"test": {"top1_where_teacher_wrong": None}})
+    chart = next(block for block in section(report_on(tmp_path), "teacher").blocks if isinstance(block, Chart))
+    assert chart.numbers.rows[0][:5] == ("st", "0", "0", "180", "200")
+    assert len(chart.panels) == 2
+
+
+def test_each_row_says_how_it_is_made_again(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed)
+    (told,) = [
+        block
+        for block in section(report_on(tmp_path), "reproduce").blocks
+        if isinstance(block, Listing) and block.title.startswith("st:")
+    ]
+    lines = told.text.splitlines()
+    assert lines[:2] == [f"distillab distill --recipe {tmp_path / f'st-{seed}'}" for seed in (0, 1)]
+    assert all(line.startswith("# ") for line in lines[2:])
+    for words in (
+        "it was run as: distillab distill --method st",
+        "abc123",
+        "torch 2.14.1",
+        "AMD EPYC",
+        'method = "st"',
+    ):
+        assert any(words in line for line in lines[2:]), words
+
+
+@pytest.mark.parametrize("name", ["run; touch canary", "$(id)", "run\nmkdir canary", "--help", "it's", "# no comment"])
+def test_what_is_pasted_into_a_shell_is_one_command_whatever_names_say(name: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / name, "alone")
+    write(run / "command.txt", "distillab train\nrm -rf everything\n")
+    (told,) = [block for block in section(report_on(run), "reproduce").blocks if isinstance(block, Listing)]
+    assert shlex.split(told.text, comments=True) == ["distillab", "train", "--recipe", str(run)]
+
+
+def test_of_many_models_those_are_looked_at_whose_choices_are_compared(tmp_path: Path) -> None:
+    tops = {"alone": 0.8, **{f"st, temperature {n}": 0.5 + 0.01 * n for n in range(20)}}
+    write_run(tmp_path / "table" / "teacher", "teacher")
+    for number, (row, top1) in enumerate(tops.items()):
+        settings = {} if row == "alone" else {"distill": {"temperature": 1.0 + number}}
+        write_run(tmp_path / "table" / row, row.partition(",")[0], top1=top1, settings=settings)
+    collection = collect([tmp_path])
+    looked_at = models_looked_at(collection)
+    assert len(looked_at) == MOST_MODELS
+    assert collection.trio is not None
+    assert {one.name for one in collection.trio} <= {one.name for one in looked_at}
+    assert collection.trio[2].top1 == pytest.approx(0.69)
+
+
+def test_a_row_without_a_run_is_drawn_as_a_gap(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
+    for seed in (0, 1):
+        (tmp_path / "table" / f"seed-{seed}-0" / "st" / "result.json").unlink()
+    document = report_on(tmp_path / "table")
+    rows = {row[0]: row for row in table_in(document, "results").rows}
+    assert rows["st"][1:4] == ("-", "0", "-")
+    assert {"cost", "learning", "reproduce", "left-out"} <= {one.name for one in document.sections}
