@@ -99,6 +99,22 @@ def test_tables_of_a_comparison_keep_their_names_and_their_baselines(tmp_path: P
     assert [one.name for one in collection.trio] == ["teacher", "alone (batch size 32)", "st (batch size 32)"]
 
 
+def test_tuned_rows_are_a_table_of_their_own_and_say_what_was_found(tmp_path: Path) -> None:
+    folder = write_comparison(
+        tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}, "tuned": {"alone": 0.82, "st": 0.85}}
+    )
+    content = json.loads((folder / "results.json").read_text())
+    for row in content["rows"][2:]:
+        row |= {"tuned": {"optimizer.learning_rate": 0.02}, "trials": 4}
+    write(folder / "results.json", json.dumps(content))
+    collection = collect([folder])
+    assert names(collection) == ["teacher", "alone", "st", "alone (tuned)", "st (tuned)"]
+    rows = counted([one.row for one in collection.variants[1:]]).rows
+    assert [row["tuned"] for row in rows] == [None, None, *[{"optimizer.learning_rate": 0.02}] * 2]
+    assert rows[3]["versus_alone"]["difference"] == pytest.approx(0.03)
+    assert said(collection)[-1] == "tuned: st is trained with optimizer.learning_rate 0.02, the best of 4 trials."
+
+
 def test_several_comparisons_do_not_mix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_comparison(tmp_path / name, {"": {"alone": 0.8, "st": 0.85}})

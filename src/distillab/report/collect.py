@@ -173,7 +173,9 @@ def _in_order(students: Sequence[Variant]) -> list[Variant]:
     """Table by table, the student alone first; each with a name that no other has."""
     tables = list(dict.fromkeys(one.table for one in students))
     ordered = sorted(students, key=lambda one: (tables.index(one.table), _ORDER[one.place]))
-    names = _distinct([f"{one.method} ({one.table})" if len(tables) > 1 else one.method for one in ordered])
+    names = _distinct(
+        [f"{one.method} ({one.table})" if one.table and len(tables) > 1 else one.method for one in ordered]
+    )
     return [replace(one, name=name) for one, name in zip(ordered, names, strict=True)]
 
 
