@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from distillab.compare.axes import ALONE
-from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig, settings_of
+from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig
 from distillab.errors import StorageError
 from distillab.report.folders import ComparedRow, find_runs
 from distillab.report.rows import Row
 from distillab.report.run_record import Result, Run, TeacherPart, read_run, readable, shown_path
+from distillab.report.telling_apart import distinct, flat_settings, told_apart
 
 Place = Literal["teacher", "assistant", "alone", "distilled"]
 """What a row of the report is among the others."""
 
 _ORDER: dict[Place, int] = {"teacher": 0, "assistant": 1, "alone": 2, "distilled": 3}
 _IN_EVERY_ROW = ("role", "method", "model", "student")
-# Two runs that differ in these alone are one variant.
-_NOT_OF_A_VARIANT = frozenset(
-    ("seed", "output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib", "checkpoint", "track")
-)
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def collect(paths: Iterable[Path]) -> Collection:
     guides = [group for group in groups if group[0].result.role != "student"]
     loose = [group for group in groups if group[0].result.role == "student"]
     homes = [home for home, _ in folders.comparisons]
-    prefixes = _distinct([readable(home.name) for home in homes]) if len(homes) + bool(loose) > 1 else [""] * len(homes)
+    prefixes = distinct([readable(home.name) for home in homes]) if len(homes) + bool(loose) > 1 else [""] * len(homes)
     students = [
         _compared(home, row, prefix, left_out)
         for (home, rows), prefix in zip(folders.comparisons, prefixes, strict=True)
@@ -159,7 +155,7 @@ def collect(paths: Iterable[Path]) -> Collection:
             where=shown_path([*folders.runs, *homes][0]),
             hint="let one go on: distillab resume RUN",
         )
-    named = _distinct(_told([group[0].result.role for group in guides], [_settings(group[0]) for group in guides]))
+    named = distinct(told_apart([group[0].result.role for group in guides], [_settings(group[0]) for group in guides]))
     variants = [Variant(name, _place(group[0]), tuple(group)) for name, group in zip(named, guides, strict=True)]
     variants = sorted(variants, key=lambda one: _ORDER[one.place]) + _in_order(students)
     return Collection(tuple(variants), _differing(variants), tuple(left_out))
@@ -173,7 +169,7 @@ def _in_order(students: Sequence[Variant]) -> list[Variant]:
     """Table by table, the student alone first; each with a name that no other has."""
     tables = list(dict.fromkeys(one.table for one in students))
     ordered = sorted(students, key=lambda one: (tables.index(one.table), _ORDER[one.place]))
-    names = _distinct(
+    names = distinct(
         [f"{one.method} ({one.table})" if one.table and len(tables) > 1 else one.method for one in ordered]
     )
     return [replace(one, name=name) for one, name in zip(ordered, names, strict=True)]
@@ -195,14 +191,14 @@ def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str]) ->
 
 def _by_settings(groups: Sequence[list[Run]], *, prefix: str) -> list[Variant]:
     """Students of no comparison: in one table where they are trained on equal terms."""
-    schedules = [_flat(_terms(group[0].config)) for group in groups]
-    distinct = [one for n, one in enumerate(schedules) if one not in schedules[:n]]
-    titles = _distinct(_told([prefix] * len(distinct), distinct))
+    schedules = [flat_settings(_terms(group[0].config)) for group in groups]
+    tables = [one for n, one in enumerate(schedules) if one not in schedules[:n]]
+    titles = distinct(told_apart([prefix] * len(tables), tables))
     variants = []
-    for title, schedule in zip(titles, distinct, strict=True):
+    for title, schedule in zip(titles, tables, strict=True):
         own = [group for group, other in zip(groups, schedules, strict=True) if other == schedule]
         bases = [_method(group[0]) for group in own]
-        methods = _distinct(_told(bases, [_flat(group[0].config) for group in own]))
+        methods = distinct(told_apart(bases, [flat_settings(group[0].config) for group in own]))
         variants += [
             Variant(method, _place(group[0]), tuple(group), title, method)
             for method, group in zip(methods, own, strict=True)
@@ -269,7 +265,7 @@ def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
     """Runs of one variant together, by rising seed; of equal seeds the first."""
     groups: dict[object, dict[int, Run]] = {}
     for run in runs:
-        seeds = groups.setdefault((run.result.kind, run.result.role, *_flat(run.config).items()), {})
+        seeds = groups.setdefault((run.result.kind, run.result.role, *flat_settings(run.config).items()), {})
         if run.result.seed in seeds:
             left_out.append(
                 f"{shown_path(run.folder)} is a second run of seed {run.result.seed}: the first one counts."
@@ -281,21 +277,7 @@ def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
 
 def _settings(run: Run) -> dict[str, str]:
     """Settings of a run's model; of a teacher that only its student's run tells of, where it came from."""
-    return _flat(run.config) if run.is_own else {"source": shown_path(run.weights) if run.weights else "-"}
-
-
-def _flat(config: RunConfig) -> dict[str, str]:
-    """Settings that tell variants apart: dotted name -> value."""
-    own = {key: value for key, value in settings_of(config).items() if key not in _NOT_OF_A_VARIANT}
-    return dict(sorted(_leaves(own, "")))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield readable(prefix + key), readable(value if isinstance(value, str) else json.dumps(value))
+    return flat_settings(run.config) if run.is_own else {"source": shown_path(run.weights) if run.weights else "-"}
 
 
 def _differing(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:
@@ -304,22 +286,3 @@ def _differing(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:
     names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in _IN_EVERY_ROW]
     columns = {name: tuple(one.get(name, "-") for one in settings) for name in names}
     return {name: values for name, values in columns.items() if len({*values} - {"-"}) > 1}
-
-
-def _told(bases: Sequence[str], settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """The same names; where one is there several times, with the settings in which these differ."""
-    names = list(bases)
-    for base in {base for base in bases if bases.count(base) > 1}:
-        alike = [number for number, other in enumerate(bases) if other == base]
-        known = dict.fromkeys(key for number in alike for key in settings[number])
-        keys = [key for key in known if len({settings[number].get(key) for number in alike}) > 1]
-        for number in alike:
-            own = settings[number]
-            told = (f"{key.rpartition('.')[2].replace('_', ' ')} {own.get(key, 'not set')}" for key in keys)
-            names[number] = readable(", ".join(filter(None, [base, *told])))
-    return names
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where some are alike."""
-    return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
