@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from faults import damages, disks, kills, races, signals
+from faults import costs, damages, disks, kills, races, signals
 from faults.outcome import Outcome, table
 from faults.trials import Trials
 
@@ -29,6 +29,7 @@ CAMPAIGNS = {
     "disks": (disks.that_are_full, 20),
     "folders": (disks.that_go_away, 12),
     "caches": (races.for_a_cache, 10),
+    "costs": (costs.of_saves, 5),
 }
 
 app = App(name="faults", help="Runs are killed, interrupted, raced for, damaged and starved of disk.")
