@@ -33,7 +33,7 @@ _GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 _DASHES = ("-", "--", ":", "-.")
 _ROW_POINTS = 22
 _LABEL_POINTS = 11.5
-_LONGEST_END_LABEL = 12
+_END_LABEL_POINTS = 84
 _MOST_END_LABELS = 14
 _MOST_EPOCHS_LISTED = 12
 _FEWEST_EPOCHS_CROPPED = 8
@@ -127,9 +127,9 @@ def intervals(
     lighter: Callable[[Row], bool] = _never,
 ) -> Panel:
     """Rows below each other, each a point with its interval, in percent, and its number at the end."""
-    names = [short(row["method"], width // 14) for row in rows]
+    names = [short(row["method"], 0.42 * width) for row in rows]
     drawing = Drawing(
-        width, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 16, right=42, bottom=20, top=4, grid="x"
+        width, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 12, right=42, bottom=20, top=4, grid="x"
     )
     axes = drawing.axes
     if reference is not None:
@@ -157,7 +157,7 @@ def intervals(
     axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=max(2, min(5, int(axes.bbox.width) // 36)))
     return drawing.panel(title, name=name, label="a point with its interval for each row; the numbers are below")
 
 
@@ -198,8 +198,8 @@ def _curves(name: str, title: str, curves: Sequence[tuple[Series, Sequence[float
     from matplotlib.ticker import MaxNLocator
 
     labelled = len(curves) <= _MOST_END_LABELS
-    labels = [short(look.name, _LONGEST_END_LABEL) for look, _ in curves]
-    drawing = Drawing(HALF, 210, right=points_across(labels) + 18 if labelled else 8)
+    labels = [short(look.name, _END_LABEL_POINTS) for look, _ in curves]
+    drawing = Drawing(HALF, 210, right=points_across(labels) + 14 if labelled else 8)
     axes = drawing.axes
     ends = []
     for look, curve in curves:
@@ -347,7 +347,7 @@ def _labels_beside(drawing: Drawing, points: Sequence[tuple[float, float, int]],
             (tie,) = axes.plot(*ends.T, color=look.colour, linewidth=0.7, alpha=0.6)
             drawing.tag(tie, series=look.number)
             text = axes.annotate(
-                short(look.name, _LONGEST_END_LABEL), (edge, level), xycoords="figure points",
+                short(look.name, _END_LABEL_POINTS), (edge, level), xycoords="figure points",
                 color=look.colour, va="center", ha="right" if to_left else "left", annotation_clip=False,
             )  # fmt: skip
             drawing.tag(text, series=look.number, emphatic=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ _VARIABLES = {
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONT_POINTS = 9.5
-_CHARACTER_POINTS = 5.7  # of text in this size; fonts differ, so this is on the wide side
-_LONGEST_LABEL = 24
+_FONT = "DejaVu Sans"  # comes with matplotlib, so the layout is the same everywhere; few fonts are wider
+_SPARE = 1.12
 _FONT_PROPERTIES = ("font", "font-family", "font-style", "font-weight", "font-variant", "font-stretch")
 
 
@@ -45,14 +46,27 @@ def hue(number: int) -> str:
     return f"#0000{number % NUM_HUES + 16:02x}"
 
 
-def short(name: str, longest: int = _LONGEST_LABEL) -> str:
-    """A name that fits beside an axis."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def short(name: str, points: float) -> str:
+    """As much of a name as so many points have room for; to be used where things are `themed`."""
+    kept, shown = name, name
+    while kept and points_across([shown]) > points:
+        kept = kept[:-1]
+        shown = f"{kept}…"
+    return shown
 
 
 def points_across(texts: Iterable[str]) -> float:
-    """About as many points as the longest text is wide, whatever font the page is read in."""
-    return _CHARACTER_POINTS * max(map(len, texts), default=0)
+    """How wide the longest text is, in points, with room to spare: a page has fonts of its own; see `short`."""
+    return _SPARE * max((_width(text) for text in texts), default=0.0)
+
+
+def _width(text: str) -> float:
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(_FONT))
+    font.set_size(_FONT_POINTS, 72)
+    font.set_text(text)
+    return font.get_width_height()[0] / 64
 
 
 def apart(wanted: Sequence[float], gap: float, highest: float) -> list[float]:
@@ -92,7 +106,8 @@ def themed() -> Iterator[None]:
     """Have matplotlib draw in the style of the page; also a decorator of functions that draw."""
     from matplotlib import rc_context
 
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # the browser has fonts for all languages
         yield
 
 
@@ -229,7 +244,7 @@ class Drawing:
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with two dollar signs is a name
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same everywhere
+    "font.family": _FONT,
     "font.size": _FONT_POINTS,
     "text.color": INK,
     "axes.edgecolor": MUTED,

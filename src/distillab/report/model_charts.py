@@ -207,8 +207,8 @@ def similarity_chart(analysis: Analysis, series: Sequence[Series]) -> Chart | No
     from matplotlib.patches import Rectangle
 
     deepest = max(len(look.similarity) for _, look in compared)
-    names = [short(series[n].name) for n, _ in compared]
-    left = points_across(names) + 12
+    names = [short(series[n].name, 140) for n, _ in compared]
+    left = points_across(names) + 8
     drawing = Drawing(
         max(340, left + _LAYER_POINTS * deepest + 4), 26 + _ROW_POINTS * len(compared), left=left, right=4, bottom=20,
         top=4, grid="",
@@ -293,7 +293,7 @@ def _plane(
     if len(classes) <= _MOST_CLASSES_NAMED:
         for label in np.unique(labels):
             x, y = np.median(look.plane[labels == label], axis=0)
-            text = axes.text(x, y, short(classes[label], 8), color=hue(int(label)), ha="center", va="center")
+            text = axes.text(x, y, short(classes[label], 60), color=hue(int(label)), ha="center", va="center")
             drawing.tag(text, emphatic=True)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=FAINT)
