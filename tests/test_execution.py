@@ -127,6 +127,8 @@ def test_every_parameter_of_a_stage_learns_and_no_other_moves(name):
         student = models[stage.role]
         reached = ("inner.first", "inner.second") if stage.learner.stop else ("inner",)
         for key, tensor in student.state_dict().items():
+            if key.startswith(reached) and key.endswith("num_batches_tracked"):
+                continue  # counted anew where statistics are re-estimated: two stages may come to one number
             moved = not torch.equal(before[stage.role][key], tensor)
             assert moved == key.startswith(reached), f"{stage.title}: {key} moved: {moved}"
         if before_adapter is not None:

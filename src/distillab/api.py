@@ -163,8 +163,8 @@ def distill(
         feed = _feed(data, validation, test, models, config, compute, observer)
         regime = regime_of(config)
         place = build_place(config, feed, compute, observer, folder=None)
-        assert feed.statistics is not None
-        check_teacher(place.take(teacher), feed.statistics, compute=compute, observer=observer)
+        assert feed.sample is not None
+        check_teacher(place.take(teacher), feed.sample, compute=compute, observer=observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
         trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)
@@ -306,7 +306,7 @@ def _loaders_feed(
         training=training,
         validation=None if validation is None else batches(validation),
         test=None if test is None else batches(test),
-        statistics=training,
+        sample=training,
         num_classes=num_classes,
         image_size=first.images.shape[-1],
     )

@@ -25,8 +25,7 @@ from distillab.runtime.device import Compute, choose_execution
 from distillab.runtime.events import Note, Observer, silent
 from distillab.training.stage import Feed
 
-_STATISTICS_BATCH = 512  # the statistics depend on it, so it is one for all devices
-_STATISTICS_IMAGES = 4096
+_SAMPLE_IMAGES = 512
 
 
 def check_fits(model: Classifier, dataset: Dataset, image_size: int, *, where: str, observer: Observer) -> None:
@@ -85,15 +84,8 @@ def build_feed(
     def placed(images: NDArray[np.uint8]) -> Tensor | StreamedImages:
         return on_device(images, compute.device) if is_resident else StreamedImages(images)
 
-    def in_order(
-        images: Tensor | StreamedImages,
-        of: ImageSet,
-        indices: NDArray[np.int64] | None,
-        batch_size: int | None = None,
-    ) -> EvaluationBatches:
-        return EvaluationBatches(
-            images, of.labels, indices, batch_size=batch_size, device=compute.device, image_size=image_size
-        )
+    def in_order(images: Tensor | StreamedImages, of: ImageSet, indices: NDArray[np.int64] | None) -> EvaluationBatches:
+        return EvaluationBatches(images, of.labels, indices, device=compute.device, image_size=image_size)
 
     images = placed(dataset.train.images)  # once, for all that read them
     training = TrainingBatches(
@@ -109,8 +101,7 @@ def build_feed(
         image_size=image_size,
         views=config.views,
     )
-    # Shuffled: statistics of a batch are those of the data only where its classes are mixed as the data's are.
-    some = np.random.default_rng(config.split.seed).permutation(train)[:_STATISTICS_IMAGES]
+    some = np.random.default_rng(config.split.seed).permutation(train)[:_SAMPLE_IMAGES]
     key = CacheKey(
         teacher="",
         data=dataset.sha256,
@@ -126,7 +117,7 @@ def build_feed(
         training=training,
         validation=in_order(images, dataset.train, validation) if len(validation) else None,
         test=in_order(placed(dataset.test.images), dataset.test, None),
-        statistics=in_order(images, dataset.train, some, _STATISTICS_BATCH),
+        sample=in_order(images, dataset.train, some),
         num_classes=dataset.num_classes,
         image_size=image_size,
         key=key,

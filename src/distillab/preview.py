@@ -17,6 +17,7 @@ from distillab.runtime.events import Observer, silent
 from distillab.scene import Scene, open_scene
 from distillab.stages import find_plan
 from distillab.training.config import Regime, Role
+from distillab.training.running import STATISTICS_IMAGES
 from distillab.training.stage import Stage
 from distillab.training.trainer import seconds_per_step
 
@@ -97,7 +98,8 @@ def _images_looked_at(scene: Scene, stage: Stage) -> int:
     if stage.learner.stop:
         return 0
     training, held_out = scene.feed.training.num_samples or 0, _held_out(scene)
-    return stage.epochs * held_out + (training + held_out + len(scene.dataset.test) if stage.final else 0)
+    at_the_end = min(training, STATISTICS_IMAGES) + held_out + len(scene.dataset.test)
+    return stage.epochs * held_out + (at_the_end if stage.final else 0)
 
 
 def _data(scene: Scene) -> dict[str, Any]:

@@ -322,8 +322,8 @@ def _load_teacher(scene: Scene, config: DistillConfig) -> Classifier:
     where = f"teacher: {config.teacher}"
     place = scene.place
     check_fits(teacher, scene.dataset, scene.feed.image_size, where=where, observer=place.observer)
-    assert scene.feed.statistics is not None
-    check_teacher(place.take(teacher), scene.feed.statistics, compute=place.compute, observer=place.observer)
+    assert scene.feed.sample is not None
+    check_teacher(place.take(teacher), scene.feed.sample, compute=place.compute, observer=place.observer)
     return teacher
 
 

@@ -14,7 +14,9 @@ from distillab.preparation import Workplace, baseline_stage
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
+from distillab.training import running
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
+from distillab.training.running import recalibrated
 from distillab.training.step import Tally
 from distillab.training.trainer import fit, seconds_per_step
 
@@ -134,8 +136,9 @@ def test_early_stopping_returns_the_best_weights_not_the_last():
 def test_validation_is_never_learnt_from():
     _, feed, _ = ready()
     held_out = {image.numpy().tobytes() for batch in feed.validation for image in batch.images}
-    clean = {image.numpy().tobytes() for batch in feed.statistics for image in batch.images}
-    assert held_out.isdisjoint(clean)
+    clean = {image.numpy().tobytes() for batch in feed.sample for image in batch.images}
+    shown = {image.numpy().tobytes() for batch in feed.training.epoch(0) for image in batch.images}
+    assert held_out.isdisjoint(clean | shown)
     assert feed.training.num_samples + feed.validation.num_samples == len(tiny.dataset().train)
 
 
@@ -178,6 +181,20 @@ def test_batchnorm_statistics_are_the_mean_over_the_images_dropout_off(sizes):
     assert all(module.training for module in model.modules())
     assert has_batchnorm(model)
     assert not has_batchnorm(nn.Linear(1, 1))
+
+
+def test_recalibration_sees_images_as_training_shows_them(monkeypatch):
+    """Statistics of plain images do not fit weights that have seen augmented ones only."""
+    monkeypatch.setattr(running, "STATISTICS_IMAGES", 24)
+    _, feed, regime = ready(augment={"crop_padding": 4, "horizontal_flip": True})
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
+    assert recalibrated(model, feed, regime, COMPUTE)
+    batches = [feed.training.replay(0, step).images for step in range(2)]
+    assert [len(batch) for batch in batches] == [16, 16]
+    mean = torch.cat(batches).mean(dim=(0, 2, 3))
+    assert torch.allclose(model[0].running_mean, mean, atol=1e-6)
+    plain = torch.cat([batch.images for batch in feed.sample]).mean(dim=(0, 2, 3))
+    assert not torch.allclose(model[0].running_mean, plain, atol=1e-2)
 
 
 def test_recalibration_rescues_a_short_run():

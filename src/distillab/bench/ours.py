@@ -101,7 +101,7 @@ def _feed(dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, 
         ),
         validation=None,
         test=None,
-        statistics=None,
+        sample=None,
         num_classes=dataset.num_classes,
         image_size=IMAGE_SIZE,
         key=CacheKey(

@@ -71,7 +71,8 @@ def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: C
 
     Args:
         model: Changed in its statistics only; its training mode is left as it was.
-        images: Batches [N, 3, H, W], of any sizes: statistics are the mean over batches, weighted by their images.
+        images: Batches [N, 3, H, W] of any sizes, shuffled and augmented as in training: statistics are the mean over
+            batches, weighted by their images.
         compute: Precision to run in.
     """
     norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]

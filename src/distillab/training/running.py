@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from distillab.data.batch import TrainingSource
 from distillab.data.batches import TrainingBatches
 from distillab.errors import CheckpointError, NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
@@ -26,6 +27,8 @@ from distillab.training.state import check_fits, load_optimizer_state, load_tens
 from distillab.training.step import Learner, Step, freeze_beyond, trainable
 
 _SECONDS_BETWEEN_READINGS = 0.5
+STATISTICS_IMAGES = 4096
+"""Images at most that BatchNorm statistics are re-estimated on, rounded up to whole batches."""
 
 
 class StageRun:
@@ -286,10 +289,20 @@ def dropout_seed(seed: int, role: Role, step: int) -> int:
 
 def recalibrated(model: nn.Module, feed: Feed, regime: Regime, compute: Compute) -> bool:
     """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
-    if not regime.training.recalibrate_batchnorm or feed.statistics is None or not has_batchnorm(model):
+    if not regime.training.recalibrate_batchnorm or not has_batchnorm(model):
         return False
-    recalibrate_batchnorm(model, (batch.images for batch in feed.statistics), compute)
+    recalibrate_batchnorm(model, _images_as_trained_on(feed.training), compute)
     return True
+
+
+def _images_as_trained_on(source: TrainingSource) -> Iterator[Tensor]:
+    """The first images of the first epoch, augmented: statistics of plain images do not fit the weights."""
+    num_seen = 0
+    for batch in source.epoch(0):
+        yield batch.images
+        num_seen += len(batch.images)
+        if num_seen >= STATISTICS_IMAGES:
+            return
 
 
 def _moving_average(stage: Stage, regime: Regime) -> MovingAverage | None:

@@ -30,8 +30,8 @@ class Feed:
         training: What is learnt from.
         validation: What choices are made by; None: none are made.
         test: Read once, after the last step; None: not at all.
-        statistics: Training images for BatchNorm, as they are (a user's loader: as it gives them); None: statistics
-            stay as training left them.
+        sample: Some training images, shuffled, as they are (a user's loader: as it gives them), to try a teacher on;
+            None where nobody is tried.
         num_classes: C.
         image_size: Side in pixels.
         key: All that a teacher's logits of the training images depend on, but for the teacher; None where that is
@@ -42,7 +42,7 @@ class Feed:
     training: TrainingSource
     validation: Iterable[Batch] | None
     test: Iterable[Batch] | None
-    statistics: Iterable[Batch] | None
+    sample: Iterable[Batch] | None
     num_classes: int
     image_size: int
     key: CacheKey | None = None
