@@ -60,6 +60,6 @@ def _over_tables(counted: Counted) -> str:
     if not better:
         return f"No method is shown to beat the student alone in any of {len(tables)} tables."
     where = {table: [row["method"] for row in better if row["table"] == table] for table in tables}
-    told = "; ".join(f"{table or 'as given'}: {', '.join(methods)}" for table, methods in where.items() if methods)
+    told = "; ".join(f"{table or 'default'}: {', '.join(methods)}" for table, methods in where.items() if methods)
     count = sum(map(bool, where.values()))
     return f"The student alone is shown to be beaten in {count} of {len(tables)} tables ({told})."
