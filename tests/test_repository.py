@@ -38,7 +38,7 @@ LAYERS = [
     ["models"],
     ["adapters"],
     ["evaluation"],
-    ["report.rows"],
+    ["report.rows", "report.sentences"],
     ["guidance"],
     ["identity"],
     ["methods"],

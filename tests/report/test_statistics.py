@@ -14,6 +14,7 @@ from hypothesis import strategies as some
 from scipy import stats
 
 from distillab.errors import ConfigError
+from distillab.report.sentences import sentences
 from distillab.report.statistics import (
     Difference,
     Run,
@@ -23,7 +24,6 @@ from distillab.report.statistics import (
     differences,
     holm,
     rank_intervals,
-    sentences,
     summarise,
 )
 

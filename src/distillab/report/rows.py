@@ -13,7 +13,8 @@ from typing import Any
 
 from distillab.evaluation.metrics import wilson_interval
 from distillab.report.run_record import Result
-from distillab.report.statistics import Run, as_rows, compare, sentences
+from distillab.report.sentences import sentences
+from distillab.report.statistics import Run, as_rows, compare
 
 _STARTS_A_FORMULA = ("=", "+", "-", "@")
 
