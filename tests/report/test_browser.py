@@ -56,6 +56,7 @@ class Opened:
     def __init__(self, browser: Browser, address: str, **context: Any) -> None:
         self._context = browser.new_context(**context)
         self.page: Page = self._context.new_page()
+        self.page.set_default_timeout(120_000)  # milliseconds; half a minute is too short where everybody is busy
         self.told: list[str] = []
         self.requested: list[str] = []
         self.page.on("console", lambda message: self.told.append(message.text))
