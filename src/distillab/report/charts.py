@@ -48,13 +48,8 @@ def series_of(variants: Sequence[Variant]) -> tuple[Series, ...]:
     for position, variant in enumerate(variants):
         marker = MARKERS[hues % NUM_HUES]
         if variant.place == "distilled":
-            look = (
-                hue(hues),
-                f"hue-{hues % NUM_HUES}",
-                marker,
-                _GLYPHS[marker],
-                _DASHES[hues // NUM_HUES % len(_DASHES)],
-            )
+            dashes = _DASHES[hues // NUM_HUES % len(_DASHES)]
+            look = (hue(hues), f"hue-{hues % NUM_HUES}", marker, _GLYPHS[marker], dashes)
             hues += 1
         elif variant.place == "alone":
             look = (INK, "ink", "o", "●", "-")
