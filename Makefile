@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo bench test test-all faults check format clean
+.PHONY: help setup demo bench browser test test-all faults check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,12 @@ demo: .venv/.user  ## teacher, student alone and seven methods on digits: one ta
 
 bench: .venv/.user  ## the classic training loop and our own, in turns: one table, within five minutes
 	@$(BIN)/distillab bench
+
+browser:  ## Debian's Chromium for the report's tests, where it is missing and apt is ours; without one they are skipped
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    chromium fonts-dejavu-core >/dev/null || echo "Chromium could not be installed: no tests in a browser." >&2; \
+	fi
 
 test: .venv/.dev  ## the tests: a few minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -164,6 +164,13 @@ def test_logits_that_are_kept_on_disk_change_nothing(teacher, tmp_path):
     assert differing(tmp_path / "whole", tmp_path / "parts") == []
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("execution", ["eager", "captured", "compiled"])
+def test_on_a_gpu_a_deterministic_run_goes_on_from_anywhere_to_the_same_bits(execution, tmp_path):
+    training = {"epochs": 2, "batch_size": 16, "execution": execution, "deterministic": True}
+    check_survives(lambda home: distilled(home, {"training": training}, device="cuda"), tmp_path, stride=5)
+
+
 def group(folder):
     """Runs that are carried out together: one that goes its way, one in stages, one that diverges in its 2nd epoch."""
     spoilt = {"optimizer": {"learning_rate": 1e18}, "schedule": {"warmup_fraction": 0.9}, "seed": 0}

@@ -105,7 +105,7 @@ def train(
         DistillabError: Of the other kinds in `errors.py`.
     """
     config = _config(settings, seed, device)
-    compute = choose_compute(config.device, config.training.precision)
+    compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
     with computing(compute, config.threads):
         feed = _feed(data, validation, test, {"model": model}, config, compute, observer)
         place = build_place(config, feed, compute, observer, folder=None)
@@ -158,7 +158,7 @@ def distill(
         if not plan.uses_assistant:
             raise ConfigError(f"'{plan.name}' has no assistant", where="assistant", hint="leave it out, or use takd")
         models["assistant"] = assistant
-    compute = choose_compute(config.device, config.training.precision)
+    compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
     with computing(compute, config.threads), evaluation_mode(teacher):
         feed = _feed(data, validation, test, models, config, compute, observer)
         regime = regime_of(config)

@@ -108,7 +108,7 @@ _SHARED = (
     *("data", "data_dir", "offline", "image_size", "seed", "device", "threads", "views"),
     *("split", "augment", "cache_gib", "resident_gib"),
 )
-_SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "execution")
+_SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "deterministic", "execution")
 
 _OF_ONE_MODEL = ("role", "model")  # what a `TrainConfig` has and a `DistillConfig` has not
 

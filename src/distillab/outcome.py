@@ -20,8 +20,8 @@ from distillab.evaluation.metrics import noise_in_words
 from distillab.execution import Trained
 from distillab.models.weights import save_weights
 from distillab.scene import Scene
+from distillab.training.averaging import recalibrated
 from distillab.training.config import Role
-from distillab.training.running import recalibrated
 
 RESULT_FORMAT = 1
 
@@ -127,7 +127,7 @@ def _tested(scene: Scene, model: nn.Module, name: str, state: Mapping[str, Tenso
     """Save and test other weights of a model, which has its own again afterwards."""
     kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     model.load_state_dict(state)
-    recalibrated(model, scene.feed, regime_of(scene.config), scene.place.compute)
+    recalibrated(model, scene.feed.training, regime_of(scene.config), scene.place.compute)
     record = {"test": scene.test(model).as_dict(), "weights": save_model(scene, name, model)}
     model.load_state_dict(kept)
     return record

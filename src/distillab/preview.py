@@ -16,8 +16,8 @@ from distillab.run import build_models, learners_regimes
 from distillab.runtime.events import Observer, silent
 from distillab.scene import Scene, open_scene
 from distillab.stages import find_plan
+from distillab.training.averaging import STATISTICS_IMAGES
 from distillab.training.config import Regime, Role
-from distillab.training.running import STATISTICS_IMAGES
 from distillab.training.stage import Stage
 from distillab.training.trainer import seconds_per_step
 

@@ -263,7 +263,7 @@ def open_scene(
     The run folder is looked at and left alone: a run that fails before `Scene.begin` leaves nothing behind.
     """
     check_installed(config.track)
-    compute = choose_compute(config.device, config.training.precision)
+    compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
     if config.output is not None:
         check_free(config.output)
     image_size = run_image_size(config)

@@ -10,6 +10,7 @@ import torch
 from distillab.errors import ConfigError
 from distillab.runtime import device
 from distillab.runtime.device import (
+    Compute,
     choose_compute,
     cpu_threads,
     has_fast_bfloat16,
@@ -69,6 +70,23 @@ class CLibrary:
 
     def malloc_trim(self, pad):
         self.num_trims += 1
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_a_run_that_is_to_be_deterministic_on_a_gpu_takes_slower_algorithms(deterministic, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    with device.computing(Compute(torch.device("cuda"), None, deterministic=deterministic), None):
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (
+            not deterministic,
+            deterministic,
+        )
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+    with device.computing(Compute(torch.device("cpu"), None, deterministic=deterministic), None):
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 TRIM, MMAP = -1, -3  # as malloc.h numbers them

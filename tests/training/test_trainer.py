@@ -14,9 +14,8 @@ from distillab.preparation import Workplace, baseline_stage
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
-from distillab.training import running
-from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
-from distillab.training.running import recalibrated
+from distillab.training import averaging
+from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm, recalibrated
 from distillab.training.step import Tally
 from distillab.training.trainer import fit, seconds_per_step
 
@@ -185,10 +184,10 @@ def test_batchnorm_statistics_are_the_mean_over_the_images_dropout_off(sizes):
 
 def test_recalibration_sees_images_as_training_shows_them(monkeypatch):
     """Statistics of plain images do not fit weights that have seen augmented ones only."""
-    monkeypatch.setattr(running, "STATISTICS_IMAGES", 24)
+    monkeypatch.setattr(averaging, "STATISTICS_IMAGES", 24)
     _, feed, regime = ready(augment={"crop_padding": 4, "horizontal_flip": True})
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
-    assert recalibrated(model, feed, regime, COMPUTE)
+    assert recalibrated(model, feed.training, regime, COMPUTE)
     batches = [feed.training.replay(0, step).images for step in range(2)]
     assert [len(batch) for batch in batches] == [16, 16]
     mean = torch.cat(batches).mean(dim=(0, 2, 3))

@@ -26,12 +26,14 @@ class Compute:
         autocast_dtype: Type that matrix products run in; None for float32 throughout.
         memory_format: Of images and convolution weights.
         execution: How training steps are run; never "auto".
+        deterministic: Take only algorithms that give the same bits each time.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
     memory_format: torch.memory_format = torch.channels_last
     execution: Execution = "eager"
+    deterministic: bool = False
 
     @property
     def records(self) -> bool:
@@ -50,12 +52,13 @@ class Compute:
                 yield
 
 
-def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
+def choose_compute(device: str = "auto", precision: Precision = "auto", *, deterministic: bool = False) -> Compute:
     """Pick the device and the precision it does well.
 
     Args:
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto" takes bfloat16 where the hardware multiplies it natively, else float32.
+        deterministic: See `Compute`.
 
     Raises:
         ConfigError: No such device here.
@@ -63,7 +66,7 @@ def choose_compute(device: str = "auto", precision: Precision = "auto") -> Compu
     chosen = _find_device(device)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
-    return Compute(chosen, torch.bfloat16 if precision == "bfloat16" else None)
+    return Compute(chosen, torch.bfloat16 if precision == "bfloat16" else None, deterministic=deterministic)
 
 
 _STEPS_WORTH_CAPTURING = 50
@@ -132,8 +135,8 @@ def _find_device(name: str) -> torch.device:
 def computing(compute: Compute, threads: int | None) -> Iterator[None]:
     """Set up the process for training and evaluation inside; afterwards it is as it was.
 
-    Threads, memory that is kept (`keep_memory`), cuDNN's choice of kernels by trial, and float32 products in full:
-    TensorFloat-32 rounds them to 10 bits.
+    Threads, memory that is kept (`keep_memory`), cuDNN's choice of kernels by trial (unless the choice has to be the
+    same each time), and float32 products in full: TensorFloat-32 rounds them to 10 bits.
 
     Args:
         compute: Device and precision.
@@ -143,8 +146,25 @@ def computing(compute: Compute, threads: int | None) -> Iterator[None]:
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(keep_memory())
         if compute.device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False))
+            exact = compute.deterministic
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=True, benchmark=not exact, deterministic=exact, allow_tf32=False)
+            )
+            if exact:
+                stack.enter_context(_deterministic_algorithms())
         yield
+
+
+@contextlib.contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    """What torch does otherwise raises an error inside, rather than giving other bits each time."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from distillab.data.batch import TrainingSource
 from distillab.models.classifier import evaluation_mode
 from distillab.runtime.device import Compute
+from distillab.training.config import Regime
 from distillab.training.state import tensors_of
+
+STATISTICS_IMAGES = 4096
+"""Images at most that BatchNorm statistics are re-estimated on, rounded up to whole batches."""
 
 
 class MovingAverage:
@@ -94,3 +99,21 @@ def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: C
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def recalibrated(model: nn.Module, source: TrainingSource, regime: Regime, compute: Compute) -> bool:
+    """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
+    if not regime.training.recalibrate_batchnorm or not has_batchnorm(model):
+        return False
+    recalibrate_batchnorm(model, _images_as_trained_on(source), compute)
+    return True
+
+
+def _images_as_trained_on(source: TrainingSource) -> Iterator[Tensor]:
+    """The first images of the first epoch, augmented: statistics of plain images do not fit the weights."""
+    num_seen = 0
+    for batch in source.epoch(0):
+        yield batch.images
+        num_seen += len(batch.images)
+        if num_seen >= STATISTICS_IMAGES:
+            return

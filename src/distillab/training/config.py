@@ -68,6 +68,11 @@ class TrainingConfig(Section):
     precision: Precision = Field(
         "auto", description="float32, bfloat16 where the device does it well (auto), or always."
     )
+    deterministic: bool = Field(
+        False,
+        description="Only algorithms that give the same bits each time, on a GPU too, where they are slower; "
+        "a CPU has no others.",
+    )
     execution: Execution = Field(
         "auto",
         description="How steps run: one by one, as a CUDA graph, compiled (in a graph, where there are), or what pays.",

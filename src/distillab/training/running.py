@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distillab.data.batch import TrainingSource
 from distillab.data.batches import TrainingBatches
 from distillab.errors import CheckpointError, NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from distillab.runtime.device import Compute
 from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStarted, StepsDone
 from distillab.runtime.reproducibility import derived_seed
-from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm
+from distillab.training.averaging import MovingAverage, recalibrated
 from distillab.training.config import Regime, Role
 from distillab.training.guards import LearnerGuard, TeacherGuard, describe_batch, term_shares
 from distillab.training.optimizer import make_optimizer
@@ -27,8 +26,6 @@ from distillab.training.state import check_fits, load_optimizer_state, load_tens
 from distillab.training.step import Learner, Step, freeze_beyond, trainable
 
 _SECONDS_BETWEEN_READINGS = 0.5
-STATISTICS_IMAGES = 4096
-"""Images at most that BatchNorm statistics are re-estimated on, rounded up to whole batches."""
 
 
 class StageRun:
@@ -287,24 +284,6 @@ def dropout_seed(seed: int, role: Role, step: int) -> int:
     return derived_seed(seed, "dropout", role, step)
 
 
-def recalibrated(model: nn.Module, feed: Feed, regime: Regime, compute: Compute) -> bool:
-    """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
-    if not regime.training.recalibrate_batchnorm or not has_batchnorm(model):
-        return False
-    recalibrate_batchnorm(model, _images_as_trained_on(feed.training), compute)
-    return True
-
-
-def _images_as_trained_on(source: TrainingSource) -> Iterator[Tensor]:
-    """The first images of the first epoch, augmented: statistics of plain images do not fit the weights."""
-    num_seen = 0
-    for batch in source.epoch(0):
-        yield batch.images
-        num_seen += len(batch.images)
-        if num_seen >= STATISTICS_IMAGES:
-            return
-
-
 def _moving_average(stage: Stage, regime: Regime) -> MovingAverage | None:
     decay = regime.training.ema_decay
     # A stage that stops at a layer prepares weights for the next one, which starts its own average.
@@ -330,7 +309,7 @@ def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple
         return evaluate(student, feed.validation, autocast_dtype=compute.autocast_dtype) if feed.validation else None
 
     before = validation()
-    if not stage.final or not recalibrated(student, feed, regime, compute):
+    if not stage.final or not recalibrated(student, feed.training, regime, compute):
         return None, before
     return before, validation()
 
