@@ -23,6 +23,14 @@ from distillab.training.keeper import Keeper
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored() -> Iterator[None]:
+    """As in a terminal: a shell lets its background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def distil(command: shell.Command, tmp_path: Path) -> list[str]:
     """The words that begin a run; its files lie in `run`."""
