@@ -9,7 +9,7 @@ help:  ## this list
 
 setup: .venv/.dev  ## set up .venv with all that developers need
 
-demo: .venv/.user  ## teacher, student alone and seven methods on digits: one table and a report, about two minutes
+demo: .venv/.user  ## teacher, student alone and seven methods on digits: one table and a report, half a minute to two
 	@$(BIN)/distillab demo
 
 bench: .venv/.user  ## the classic training loop and our own, in turns: one table, within five minutes
