@@ -28,17 +28,25 @@ def _about(name: str, family: Collection[Difference]) -> list[str]:
         found.append(f"No method is shown to beat {name} with {_seeds(max(d.num_pairs for d in family))}.")
     shown = [d for d in family if d.verdict != "no difference shown"]
     found += [_claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
-    if unclear := ", ".join(d.method for d in family if d not in shown):
-        found.append(f"No difference to {name} is shown for {unclear}: {_why_unclear(detectable_difference(family))}.")
+    if unclear := [d for d in family if d not in shown]:
+        methods = ", ".join(d.method for d in unclear)
+        found.append(f"No difference to {name} is shown for {methods}: {_why_unclear(unclear, len(family))}.")
     return found
 
 
-def _why_unclear(detectable: float | None) -> str:
-    if detectable is None:
+def _why_unclear(unclear: Collection[Difference], num_comparisons: int) -> str:
+    sizes = {d.method: detectable_difference(d, num_comparisons=num_comparisons) for d in unclear}
+    detectable = {method: size for method, size in sizes.items() if size is not None}
+    if not detectable:
         return "testing takes two seeds or more that both have, and differences that are not all equal"
-    if detectable > 1:
+    least, most = (choose(detectable, key=detectable.__getitem__) for choose in (min, max))
+    if detectable[least] > 1:
         return "with so few seeds that spread so far none would be found four times out of five"
-    return f"a difference must be about {100 * detectable:.2f} points to be found four times out of five"
+    needed = f"{100 * detectable[least]:.2f}"
+    if f"{100 * detectable[most]:.2f}" != needed:
+        largest = "more than 100" if detectable[most] > 1 else f"{100 * detectable[most]:.2f}"
+        needed = f"{needed} ({least}) to {largest} ({most})"
+    return f"to be found four times out of five a difference must be about {needed} points"
 
 
 def _claim(difference: Difference, name: str) -> str:

@@ -255,27 +255,26 @@ def rank_intervals(runs: Runs) -> dict[str, tuple[int, int]]:
     return ranks
 
 
-def detectable_difference(family: Collection[Difference]) -> float | None:
+def detectable_difference(difference: Difference, *, num_comparisons: int) -> float | None:
     """How large a true difference must be to be found with a probability of 80 %.
 
-    The spread of the differences is pooled; the significance is that of Holm's first step, and the number of pairs the
-    largest there is: where there are fewer it takes even more. The test then follows the noncentral t distribution.
+    As many pairs and the spread as here, at the significance of Holm's first step; the test then follows the noncentral
+    t distribution.
 
     Args:
-        family: Comparisons that were corrected together.
+        difference: Whose spread it is.
+        num_comparisons: How many were corrected together.
 
     Returns:
         As accuracies; above 1 where no difference is large enough; None where nothing could be tested.
     """
-    spreads = [(d.num_pairs, d.std) for d in family if d.uncorrected_p_value is not None and d.std is not None]
-    if not spreads:
+    n = difference.num_pairs
+    if difference.uncorrected_p_value is None or difference.std is None:
         return None
     from scipy.special import nctdtrinc, stdtrit
 
-    pooled = math.sqrt(sum((n - 1) * std**2 for n, std in spreads) / sum(n - 1 for n, _ in spreads))
-    n = max(n for n, _ in spreads)
-    threshold = stdtrit(n - 1, 1 - SIGNIFICANCE / (2 * len(family)))
-    return float(nctdtrinc(n - 1, 1 - _POWER, threshold)) * pooled / math.sqrt(n)
+    threshold = stdtrit(n - 1, 1 - SIGNIFICANCE / (2 * num_comparisons))
+    return float(nctdtrinc(n - 1, 1 - _POWER, threshold)) * difference.std / math.sqrt(n)
 
 
 def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
