@@ -40,6 +40,20 @@ def test_average_last_step_and_what_validation_chose_stand_side_by_side(tmp_path
     assert [cells for name, cells in rows.items() if name.startswith("mbd")] == [("-", "-", "93.00", "7")]
 
 
+def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, top1=0.90 + 0.01 * seed)
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed, top1=0.91 + 0.02 * seed)
+    shown, known = (block.table for block in section(report_on(tmp_path), "results").blocks if isinstance(block, Figures))
+    assert [column.title for column in shown.columns][3:] == [
+        *("top-1 %", "std", "95 % interval", "versus alone", "its 95 % interval", "p (Holm)", "shown")
+    ]
+    assert {row[0]: row[6] for row in shown.rows} == {"teacher": "-", "alone": "-", "st": "+2.00"}
+    seconds = [column.title for column in known.columns].index("seconds")
+    given = {row[0]: row[seconds] for row in known.rows}["teacher"]
+    assert given == "-", "nobody knows how long a teacher took that was given"
+
+
 def test_runs_with_one_kind_of_weights_have_no_such_part(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "alone")
     assert "weights" not in [one.name for one in report_on(tmp_path).sections]

@@ -50,7 +50,7 @@ def build_document(
     missing = (*collection.left_out, *(analysis.notes if analysis else ()), *left_out)
     beside = _beside_teacher(collection, analysis)
     sections = [
-        _section("results", "Results", accuracy_chart(drawn, series), _results_table(drawn), *map(Paragraph, more)),
+        _section("results", "Results", accuracy_chart(drawn, series), *_results_tables(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
         _section("learning", "Learning", learning_curves(collection.variants, series)),
         _section("cost", "Cost", cost_chart(drawn, series)),
@@ -84,6 +84,8 @@ def _rows(collection: Collection, students: Counted) -> list[dict[str, Any]]:
             row = of_students[variant.row.table, variant.row.method]
         else:
             row = {**counted([variant.row]).rows[0], "rank": None}  # nobody is held against them
+            if any(result.timing.seconds is None for result in variant.row.results):
+                row["seconds_mean"] = None  # a teacher that was given: nobody knows how long it took
         rows.append({**row, "role": variant.place})
     return rows
 
@@ -120,43 +122,48 @@ def _facts(collection: Collection) -> dict[str, str]:
     }
 
 
-def _results_table(rows: Sequence[dict[str, Any]]) -> Figures:
-    """The headline's table; a column without a value is left out."""
+def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
+    """What the seeds show, and what else is known of the rows; a column without a value is left out."""
     several = any(row["num_seeds"] > 1 for row in rows)
-    columns: list[tuple[Column, list[str]]] = [
-        (Column("method"), [row["method"] for row in rows]),
+    versus = [row["versus_alone"] or {} for row in rows]
+    methods = (Column("method"), [row["method"] for row in rows])
+    shown = [
+        methods,
         (Column("model"), [row["model"] for row in rows]),
         (Column("seeds", numeric=True), [str(row["num_seeds"]) for row in rows]),
         (Column("top-1 %", numeric=True), [points(row["top1_mean"]) for row in rows]),
+        (Column("std", numeric=True), [points(row["top1_std"]) for row in rows]),
         (Column("95 % interval", numeric=True), [interval(row["top1_interval"]) for row in rows]),
+        (Column("versus alone", numeric=True), [points(one.get("difference"), signed=True) for one in versus]),
+        (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
+        (Column("p (Holm)", numeric=True), [number(one.get("p_value"), 3) for one in versus]),
     ]
-    versus = [row["versus_alone"] or {} for row in rows]
-    if any(versus):
-        columns.append(
-            (Column("versus alone", numeric=True), [points(one.get("difference"), signed=True) for one in versus])
-        )
     if several:
-        columns.insert(4, (Column("std", numeric=True), [points(row["top1_std"]) for row in rows]))
-        shown = [one.get("verdict") or ABSENT for one in versus]
-        columns += [
-            (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
-            (Column("p (Holm)", numeric=True), [number(one.get("p_value"), 3) for one in versus]),
-            (Column("shown"), shown),
-            (Column("points/min", numeric=True), [number(one.get("points_per_extra_minute"), 2) for one in versus]),
-        ]
-    columns += [
+        shown.append((Column("shown"), [one.get("verdict") or ABSENT for one in versus]))
+    known = [
+        methods,
         (Column("NLL", numeric=True), [number(row["nll"], 3) for row in rows]),
         (Column("ECE %", numeric=True), [percent(row["ece"]) for row in rows]),
         (Column("agreement %", numeric=True), [percent(row["teacher_agreement"]) for row in rows]),
         (Column("params M", numeric=True), [millions(row["parameters"]) for row in rows]),
         (Column("seconds", numeric=True), [number(row["seconds_mean"], 1) for row in rows]),
+        (Column("points/min", numeric=True), [number(one.get("points_per_extra_minute"), 2) for one in versus]),
     ]
-    kept = [(column, cells) for column, cells in columns if any(cell != ABSENT for cell in cells)]
-    table = Table(tuple(column for column, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
     over = "over seeds where there are several, else of one run on its test images"
-    caption = f"All rows. Intervals are {over}; seconds are those of training"
-    caption += ", points/min are gained a minute longer than the student alone." if several else "."
-    return Figures(caption, table, tuple(range(len(rows))))
+    captions = (
+        f"All rows. Intervals are {over}.",
+        "What else is known of them: loss and calibration on the test images, agreement with the teacher, seconds of "
+        "training" + (", points gained a minute longer than the student alone." if several else "."),
+    )
+    return [
+        Figures(caption, _filled(columns), tuple(range(len(rows))))
+        for caption, columns in zip(captions, (shown, known), strict=True)
+    ]
+
+
+def _filled(columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
+    kept = [(column, cells) for column, cells in columns if any(cell != ABSENT for cell in cells)]
+    return Table(tuple(column for column, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
 
 
 def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Block]:
