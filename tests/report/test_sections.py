@@ -44,7 +44,8 @@ def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Pat
     for seed in (0, 1, 2):
         write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, top1=0.90 + 0.01 * seed)
         write_run(tmp_path / f"st-{seed}", "st", seed=seed, top1=0.91 + 0.02 * seed)
-    shown, known = (block.table for block in section(report_on(tmp_path), "results").blocks if isinstance(block, Figures))
+    blocks = section(report_on(tmp_path), "results").blocks
+    shown, known = (block.table for block in blocks if isinstance(block, Figures))
     assert [column.title for column in shown.columns][3:] == [
         *("top-1 %", "std", "95 % interval", "versus alone", "its 95 % interval", "p (Holm)", "shown")
     ]
