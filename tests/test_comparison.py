@@ -13,6 +13,7 @@ import tiny
 from distillab.compare.plan import ComparisonConfig, plan_comparison
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.errors import ConfigError, StorageError
+from distillab.runtime.device import cpu_threads
 from distillab.runtime.events import EpochEnded, Note, StageStarted
 
 RECIPE = {**tiny.RECIPE, "training": {**tiny.RECIPE["training"], "epochs": 2}}
@@ -215,10 +216,110 @@ def test_a_comparison_that_was_killed_goes_on_to_the_same_table(tmp_path):
         assert (tmp_path / "table" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
+def stopped_after_two_epochs(folder, **comparison):
+    def stop(event):
+        if isinstance(event, EpochEnded) and (event.title, event.epoch) == ("student by st", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, recipe=OFTEN, observer=stop, seeds=1, **comparison)
+
+
+def epochs_of(go_on):
+    """Titles and numbers of the students' epochs that end in there."""
+    ended = []
+    go_on(lambda event: ended.append((event.title, event.epoch)) if isinstance(event, EpochEnded) else None)
+    return [epoch for epoch in ended if epoch[0].startswith("student")]
+
+
+@pytest.mark.parametrize("changed", [{"checkpoint": {"minutes": 7.0}}, {"track": ()}, {"cache_gib": 1.0}])
+def test_settings_that_do_not_matter_may_change_while_runs_are_under_way(tmp_path, changed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stopped_after_two_epochs(Path("table"))
+    absolute = tmp_path / "table"
+    ended = epochs_of(lambda observer: run(absolute, OFTEN, observer, changed, seeds=1))
+    assert ended == [("student alone", 2), ("student by st", 2)], "what was saved is gone on with"
+
+
+def test_runs_go_on_where_others_of_their_group_are_complete(tmp_path):
+    whole = run(tmp_path / "whole", recipe=OFTEN, seeds=1)
+    stopped_after_two_epochs(tmp_path / "table")
+    shutil.copytree(tmp_path / "whole/seed-0/alone", tmp_path / "table/seed-0/alone", dirs_exist_ok=True)
+    found = []
+    ended = epochs_of(lambda o: found.append(resume_comparison(tmp_path / "table", observer=o, allow_code=True)))
+    assert ("student by st", 2) in ended
+    assert ("student by st", 1) not in ended
+    assert without_times(found[0]) == without_times(whole)
+
+
+def test_what_is_saved_of_other_runs_is_told_before_it_is_removed(tmp_path):
+    stopped_after_two_epochs(tmp_path / "table")
+    told = []
+    watch = lambda event: told.append(event.text) if isinstance(event, Note) else None  # noqa: E731
+    run(tmp_path / "table", seeds=1, observer=watch, flags={"distill": {"temperature": 2.0}})
+    assert "seed-0: its checkpoints are of other runs than those that are left; removed" in told
+
+
+def test_complete_runs_are_found_by_what_they_are_wherever_the_plan_has_them_now(tmp_path, monkeypatch):
+    first = run(tmp_path / "table", seeds=1, methods=("st", "fitnet"))
+    monkeypatch.setattr("distillab.compare.plan._LARGEST_GROUP", 2)
+    ended = epochs_of(lambda o: run(tmp_path / "table", observer=o, seeds=1, methods=("st", "fitnet", "mbd-soft")))
+    assert ended == [("student by mbd-soft", 1), ("student by mbd-soft", 2)]
+    grown = []
+    ended = epochs_of(
+        lambda o: grown.append(run(tmp_path / "table", observer=o, seeds=1, methods=("st", "fitnet"), teacher_seeds=2))
+    )
+    assert [epoch for epoch in ended if epoch[0] == "student by st"] == [("student by st", 1), ("student by st", 2)]
+    of_first = json.loads((tmp_path / "table/teacher-0/seed-0-1/st/result.json").read_text())
+    assert of_first["test"]["top1"] == first["rows"][1]["top1_mean"]
+    assert {row["num_seeds"] for row in grown[0]["rows"]} == {1}
+
+
 def test_settings_that_changed_are_not_mixed_into_one_table(tmp_path):
     run(tmp_path / "table", seeds=1)
+    asked = (tmp_path / "table" / "comparison.json").read_text()
     with pytest.raises(ConfigError, match="other settings"):
         run(tmp_path / "table", seeds=1, flags={"optimizer": {"learning_rate": 0.01}})
+    assert (tmp_path / "table" / "comparison.json").read_text() == asked, "it can still go on as it was"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("distillab.identity.NUMERICS", 1_000, r"numerics was \d+, is 1000"),
+        ("distillab.runtime.device.has_fast_bfloat16", lambda device: True, "precision was float32, is bfloat16"),
+    ],
+)
+def test_runs_that_were_computed_otherwise_are_not_mixed_into_one_table(tmp_path, monkeypatch, place, value, words):
+    monkeypatch.setattr("distillab.runtime.device.has_fast_bfloat16", lambda device: False)
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "precision": "auto"}}
+    run(tmp_path / "table", recipe, seeds=1)
+    monkeypatch.setattr(place, value)
+    with pytest.raises(ConfigError, match=f"computed otherwise: {words}"):
+        run(tmp_path / "table", recipe, seeds=2)
+
+
+def test_long_names_of_rows_are_cut_and_stay_apart(tmp_path):
+    axes = [f"{name}={low},{low * 2}" for name, low in (("optimizer.learning_rate", 0.01), ("optimizer.momentum", 0.4))]
+    axes += ["schedule.warmup_fraction=0.1,0.2", "training.ema_decay=0.5,0.6", "training.gradient_clip=1,2"]
+    plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=(*axes, "training.batch_size=8,16"))
+    folders = {run.folder for run in plan.runs}
+    assert len(folders) == len(plan.runs) == 2 * 2**6
+    assert all(len(folder.name) <= 100 for folder in folders)
+
+
+def test_an_axis_of_one_value_is_a_setting_and_names_nothing(tmp_path):
+    plan = plan_of(tmp_path, methods=("st", "mbd-soft"), axis=("distill.temperature=2", "distill.label_weight=0.5"))
+    assert plan.rows == (("", "alone"), ("", "st"), ("", "mbd-soft"))
+    options = {run.method: run.config.distill for run in plan.runs if run.method != "alone"}
+    assert (options["st"]["temperature"], options["st"]["label_weight"]) == (2.0, 0.5)
+    assert options["mbd-soft"]["temperature"] == 2.0
+
+
+def test_threads_are_those_that_are_allowed_here(tmp_path):
+    with cpu_threads(1):
+        plan = plan_request(ComparisonConfig(methods=("st",), seeds=1), RECIPE, {}, tmp_path / "table")
+    assert {run.config.threads for run in plan.runs} == {1}
 
 
 def test_another_teacher_is_noticed(tmp_path):

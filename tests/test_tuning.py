@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import tiny
-from distillab.compare.conduct import conduct_teachers, one_by_one
+from distillab.compare.conduct import Expected, conduct_teachers, one_by_one
 from distillab.compare.estimate import estimate
 from distillab.compare.plan import ComparisonConfig, plan_comparison
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
@@ -36,7 +36,8 @@ def trained_plan(folder, recipe=RECIPE, **comparison):
     """A plan whose teacher is trained."""
     request = ComparisonConfig(**{"methods": ("st",), "seeds": 1, "tune": 2, **comparison})
     plan = plan_comparison(request, recipe, {}, folder)
-    conduct_teachers(plan, one_by_one(silent), command=(), allow_code=True)
+    expected = Expected(silent, allow_code=True)
+    conduct_teachers(plan, one_by_one(silent), expected, command=(), allow_code=True, force=False)
     return plan
 
 

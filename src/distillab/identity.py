@@ -53,6 +53,19 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def arithmetic(compute: Compute) -> dict[str, Any]:
+    """What a result says of how it was computed: results that differ here are not held against each other.
+
+    Args:
+        compute: Device and precision.
+    """
+    return {
+        "numerics": NUMERICS,
+        "device": compute.device.type,
+        "precision": str(compute.autocast_dtype or torch.float32).removeprefix("torch."),
+    }
+
+
 def made_by(identities: Sequence[Mapping[str, Any]], compute: Compute) -> dict[str, Any]:
     """What a checkpoint says of how it came about.
 
@@ -61,10 +74,8 @@ def made_by(identities: Sequence[Mapping[str, Any]], compute: Compute) -> dict[s
         compute: Device, precision, and how steps are executed.
     """
     return {
-        "numerics": NUMERICS,
+        **arithmetic(compute),
         "runs": list(identities),
-        "device": compute.device.type,
-        "precision": str(compute.autocast_dtype or torch.float32).removeprefix("torch."),
         "execution": compute.execution,
         "threads": torch.get_num_threads(),
         "world_size": 1,

@@ -18,6 +18,7 @@ from distillab.evaluation.cost import count_macs, count_parameters, latency
 from distillab.evaluation.evaluate import evaluate_logits
 from distillab.evaluation.metrics import noise_in_words
 from distillab.execution import Trained
+from distillab.identity import arithmetic
 from distillab.models.weights import save_weights
 from distillab.scene import Scene
 from distillab.training.averaging import recalibrated
@@ -184,6 +185,7 @@ def _conclude(scene: Scene, summary: dict[str, Any], models: Mapping[Role, nn.Mo
     model = models[summary["role"]]
     spread = latency(model, scene.feed.image_size, device=scene.place.compute.device)
     summary["run_sha256"] = scene.run_sha256
+    summary["arithmetic"] = arithmetic(scene.place.compute)
     summary["noise"] = noise_in_words(summary["test"]["top1"], summary["test"]["num_samples"])
     summary["timing"] |= {
         "run_seconds": time.perf_counter() - scene.started,

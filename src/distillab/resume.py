@@ -70,7 +70,12 @@ def resume(
 
 
 def resume_or_run(
-    config: AnyConfig, *, observer: Observer = silent, command: Sequence[str] = (), allow_code: bool = False
+    config: AnyConfig,
+    *,
+    observer: Observer = silent,
+    command: Sequence[str] = (),
+    allow_code: bool = False,
+    force: bool = False,
 ) -> RunResult:
     """Let the run with these settings go on if it was begun, else begin it: for jobs that are started again and again.
 
@@ -81,6 +86,7 @@ def resume_or_run(
         observer: Is told which it was, and of progress.
         command: Words of the command line, for the record.
         allow_code: Settings and weight files may name code that is run.
+        force: Go on even if the run would come out otherwise now.
 
     Raises:
         ConfigError: `output` holds a run of other settings.
@@ -90,7 +96,7 @@ def resume_or_run(
     if folder is None:
         return run_one(config, observer=observer, command=command, allow_code=allow_code)
     observer(Note(f"going on with {folder}"))
-    outcome = resume(folder, observer=observer, command=command, allow_code=allow_code)[0]
+    outcome = resume(folder, observer=observer, command=command, allow_code=allow_code, force=force)[0]
     if isinstance(outcome, NonFiniteLossError):
         raise outcome
     return outcome

@@ -38,7 +38,9 @@ def resume(
     screen.quiet, screen.json = quiet, json
     if is_comparison(run):
         with screen.watching() as observer:
-            result = resume_comparison(run, observer=observer, command=started_with(), allow_code=allow_code)
+            result = resume_comparison(
+                run, observer=observer, command=started_with(), allow_code=allow_code, force=force
+            )
         show_comparison(screen, result, allow_code=allow_code)
         return
     with screen.watching() as observer:

@@ -15,7 +15,7 @@ ALONE = "alone"
 """The row that every comparison has: the student on labels only, with the same schedule and budget."""
 
 _ONE_FOR_ALL = (
-    *("method", "stages", "seed", "output", "data", "data_dir", "split"),
+    *("method", "stages", "seed", "output", "data", "data_dir", "image_size", "split"),
     *("teacher", "teacher_model", "teacher_training", "alone"),
 )
 

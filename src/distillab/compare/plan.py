@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from distillab.errors import ConfigError
 from distillab.settings import Section
 from distillab.stages import PLANS, find_plan
 
+_LONGEST_NAME = 100
 _LARGEST_GROUP = 16  # students that are trained together: each has weights, moments and activations of its own
 
 
@@ -216,7 +218,8 @@ def _rows(
             for axis, value in zip(axes, chosen, strict=True):
                 if axis.concerns(method):
                     over = merged(over, nested(axis.path, value))
-                    (table if axis.concerns(ALONE) else words).append(f"{axis.path[-1].replace('_', ' ')} {value}")
+                    if len(axis.values) > 1:  # a single value tells nothing from anything
+                        (table if axis.concerns(ALONE) else words).append(f"{axis.path[-1].replace('_', ' ')} {value}")
             config: AnyConfig
             if method == ALONE:
                 config = resolve_train(recipe, merged(over, {"role": "student"}))
@@ -275,4 +278,7 @@ def _grouped(runs: Sequence[PlannedRun], folder: Path) -> list[Group]:
 def file_name(table: str, row: str) -> str:
     """What the files of a row are named after."""
     words = f"{row} {table}".strip().replace(", ", "-").replace(" ", "-")
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in words)[:100]
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"  # cut ones may be equal

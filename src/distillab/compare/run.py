@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distillab.compare.conduct import Spread, Words, conduct_groups, conduct_teachers, one_by_one
+from distillab.compare.conduct import (
+    Expected,
+    Spread,
+    Words,
+    check_finished,
+    conduct_groups,
+    conduct_teachers,
+    is_complete,
+    one_by_one,
+)
 from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
 from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
@@ -31,7 +39,7 @@ def plan_request(
 ) -> ComparisonPlan:
     """The plan of a comparison.
 
-    The number of threads is a part of it: where it is not given it is that of this machine's cores, for all machines.
+    The number of threads is a part of it: where it is not given it is what this machine takes, for all machines.
 
     Args:
         comparison: What is compared.
@@ -51,9 +59,12 @@ def plan_request(
 
 
 def _with_threads(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags with a number of threads: this machine's cores where none is given."""
-    given = "threads" in recipe or "threads" in flags
-    return merged(flags, {} if given else {"threads": os.cpu_count() or 1})
+    """The flags with a number of threads: those that torch would take here where none is given."""
+    if "threads" in recipe or "threads" in flags:
+        return dict(flags)
+    import torch
+
+    return merged(flags, {"threads": torch.get_num_threads()})
 
 
 def run_comparison(
@@ -65,6 +76,7 @@ def run_comparison(
     observer: Observer = silent,
     command: Words = (),
     allow_code: bool = False,
+    force: bool = False,
     spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Carry out a comparison, or what is missing of it, and say what it shows.
@@ -78,6 +90,7 @@ def run_comparison(
         observer: Is told of progress.
         command: Words of the command line, for the record.
         allow_code: Settings and weight files may name code that is run.
+        force: Go on even with what would come out otherwise than it began.
         spread: Carries it out on other machines; None: here.
 
     Returns:
@@ -91,16 +104,21 @@ def run_comparison(
     flags = _with_threads(recipe, flags)  # written down: a machine that goes on may have other cores
     plan = plan_request(comparison, recipe, flags, output)
     home = _take(plan.folder)
+    expected = Expected(observer, allow_code=allow_code)
     try:
+        # Before it is written down what is wanted now: what is refused may go on with what was wanted before.
+        check_finished(plan.teachers, expected)
+        if all(teacher.output and is_complete(teacher.output) for teacher in plan.teachers):
+            check_finished((run.config for run in plan.runs), expected)
         request = {"comparison": comparison.model_dump(mode="json"), "recipe": recipe, "flags": flags}
         write_text(plan.folder / _REQUEST, json.dumps(request, indent=2, default=str) + "\n")
         observer(RunStarted(plan.folder, resume_command(plan.folder, allow_code=allow_code)))
         try:
             spread = spread or one_by_one(observer)
-            conduct_teachers(plan, spread, command=command, allow_code=allow_code)
+            conduct_teachers(plan, spread, expected, command=command, allow_code=allow_code, force=force)
             if plan.tune:
                 plan = with_tuned(plan, tune(plan, spread, observer=observer, allow_code=allow_code))
-            conduct_groups(plan, spread, command=command, allow_code=allow_code)
+            conduct_groups(plan, spread, expected, command=command, allow_code=allow_code, force=force)
         except Interrupted as stop:
             stop.hint = resume_command(plan.folder, allow_code=allow_code)  # not only the runs that were under way
             raise
@@ -118,7 +136,12 @@ def is_comparison(folder: Path) -> bool:
 
 
 def resume_comparison(
-    folder: Path, *, observer: Observer = silent, command: Words = (), allow_code: bool = False
+    folder: Path,
+    *,
+    observer: Observer = silent,
+    command: Words = (),
+    allow_code: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Carry out what is missing of a comparison.
 
@@ -127,6 +150,7 @@ def resume_comparison(
         observer: Is told of progress.
         command: Words of the command line, for the record.
         allow_code: Settings and weight files may name code that is run.
+        force: Go on even with what would come out otherwise than it began.
 
     Raises:
         CheckpointError: What was asked for is damaged.
@@ -148,6 +172,7 @@ def resume_comparison(
         observer=observer,
         command=command,
         allow_code=allow_code,
+        force=force,
     )
 
 

@@ -97,6 +97,7 @@ class Result(_Record):
     best: Weights | None = None
     last: Weights | None = None
     run_sha256: str | None = None
+    arithmetic: dict[_Name, _Name | int] = Field(default_factory=dict)
     teacher: TeacherPart | None = None
 
 
