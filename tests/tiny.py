@@ -36,6 +36,22 @@ def build_wide(num_classes: int) -> nn.Module:
     return TinyNet(num_classes, width=9)
 
 
+class FlatNet(nn.Module):
+    """A linear classifier whose weights lie at its root: there is no layer to tap."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, 3 * SIZE * SIZE) / 100)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [N, C]."""
+        return nn.functional.linear(images.flatten(1), self.weight)
+
+
+def build_flat(num_classes: int) -> nn.Module:
+    return FlatNet(num_classes)
+
+
 def _images(per_class: int, seed: int) -> ImageSet:
     """Noise with one brighter channel: learnable in a few steps, not in none."""
     random = np.random.default_rng(seed)

@@ -12,15 +12,18 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import tomli_w
+import torch
 
 import shell
 import tiny
 from distillab.compare.plan import ComparisonConfig
 from distillab.compare.run import run_comparison
+from distillab.config import resolve_distill
 from distillab.errors import DataError
 from distillab.report import write
 from distillab.report.analysis import analyse
 from distillab.report.collect import collect
+from distillab.run import run_one
 from run_folders import write_run
 
 
@@ -209,3 +212,12 @@ def test_the_demo_ends_with_its_report(command: shell.Command, tmp_path: Path, m
     assert outcome.out.splitlines()[-1] == "report: demo/report.html"
     rows = content_of(tmp_path / "demo" / "report.json")["rows"]
     assert [row["method"] for row in rows] == ["teacher", "alone", "st"]
+
+
+def test_models_of_one_layer_and_teachers_without_metadata_are_looked_at(tmp_path: Path) -> None:
+    torch.save(tiny.build_wide(3).state_dict(), tmp_path / "theirs.pth")
+    flags = {"teacher": str(tmp_path / "theirs.pth"), "teacher_model": "tiny:build_wide", "student": "tiny:build_flat"}
+    run_one(resolve_distill(tiny.RECIPE, {**flags, "output": tmp_path / "st", "method": "st"}), allow_code=True)
+    analysis = analyse(collect([tmp_path / "st"]), allow_code=True)
+    assert analysis.notes == ()
+    assert [(look.variant.name, look.similarity) for look in analysis.looks] == [("teacher", ()), ("st", ())]

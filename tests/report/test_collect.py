@@ -81,12 +81,20 @@ def test_a_student_alone_of_another_schedule_is_no_baseline(tmp_path: Path) -> N
 
 def test_the_rows_of_a_comparison_are_those_that_it_names(tmp_path: Path) -> None:
     write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
-    write_run(tmp_path / "table" / "seed-9" / "st", "st", seed=9)  # of a comparison that was to grow
+    write_run(tmp_path / "table" / "seed-9" / "st", "st", seed=9)  # of a comparison that was larger, or was to grow
     write_run(tmp_path / "table" / "seed-9" / "alone", "alone", seed=9)
     collection = collect([tmp_path / "table"])
-    assert names(collection)[:3] == ["teacher", "alone (table)", "st (table)"]
-    assert [len(one.runs) for one in collection.variants[1:3]] == [2, 2]
-    assert {one.table for one in collection.variants[3:]} == {"other runs"}
+    assert names(collection) == ["teacher", "alone", "st"]
+    assert [len(one.runs) for one in collection.variants[1:]] == [2, 2]
+    assert collection.left_out == (
+        "2 runs in the folder of a comparison, but in none of its rows: left by another request.",
+    )
+
+
+def test_a_table_in_which_nothing_is_held_against_the_student_alone_does_not_count(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
+    write_run(tmp_path / "old" / "alone", "alone", settings={"training": {"batch_size": 8}})
+    assert said(collect([tmp_path]))[0] == "table: No method is shown to beat the student alone with 2 seeds."
 
 
 def test_tables_of_a_comparison_keep_their_names_and_their_baselines(tmp_path: Path) -> None:

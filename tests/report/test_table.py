@@ -108,11 +108,12 @@ def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
         "seconds": 8000.0,
         "teacher_seconds": 9.26,
         "bytes": 5 << 20,
+        "cache_bytes": 4 << 30,
     }
     table, sentence = estimate_tables(todo)
     assert isinstance(table, Table)
     assert table.rows == (("teacher", "1", "0", "-"), ("st (tuned)", "5", "3", "3.3 min"))
     assert sentence == (
         "3 of 6 runs are left: about 2.2 h if nothing else runs here, 9.3 s of it to ask the teacher,"
-        " and up to 5 MiB of disk"
+        " and up to 5 MiB of disk, less than 4.0 GiB more for the teacher's logits"
     )

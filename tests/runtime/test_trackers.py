@@ -23,7 +23,9 @@ from distillab.errors import ConfigError
 from distillab.resume import resume
 from distillab.run import run_one, run_together
 from distillab.runtime.events import EpochEnded, Note
+from distillab.runtime.run_dir import write_group
 from distillab.runtime.trackers import tracking
+from distillab.runtime.trackers.base import TrackedRun
 from distillab.runtime.trackers.tracking import Trackers, check_installed
 
 # The tools' own warnings are none of ours.
@@ -199,6 +201,12 @@ def test_runs_that_are_carried_out_together_are_shown_apart(tool, tmp_path):
     run_together([distilled(tmp_path / method, tool, method=method) for method in methods], allow_code=True)
     for method in methods:
         check_told(tool, tmp_path / method)
+
+
+def test_a_run_of_a_comparison_is_called_after_its_seed_as_well(tmp_path):
+    write_group(tmp_path / "seed-1", ["st"])
+    assert TrackedRun(tmp_path / "seed-1" / "st", {}, None).name == "seed-1/st"
+    assert TrackedRun(tmp_path / "seed-1", {}, None).name == "seed-1"
 
 
 class Killed(BaseException):

@@ -105,6 +105,8 @@ def compare(
             return
         for part in estimate_tables(todo):
             screen.tell(str(part))
+    if ray:
+        screen.tell(f"{len(plan.teachers)} teachers to train, {len(plan.runs)} runs in {len(plan.groups)} groups")
     with screen.watching() as observer, on_cluster(plan.folder, observer) if ray else nullcontext() as spread:
         result = run_comparison(
             comparison,

@@ -46,8 +46,8 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
     Returns:
         "rows" ({"table", "row", "runs", "left", "seconds" of each by itself}, teachers that are trained being the first
         row, and the trials of a row standing in a table "tuning"), "runs" and "runs_left" of all rows; and of what is
-        left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), and "bytes"; ready for
-        JSON.
+        left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), "bytes" in the
+        comparison's folder, and "cache_bytes" that teachers' logits may take at most; ready for JSON.
 
     Raises:
         DistillabError: Whatever a run would stumble over before its first step.
@@ -87,6 +87,7 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
         "seconds": seconds + teacher_seconds,
         "teacher_seconds": teacher_seconds,
         "bytes": num_bytes,
+        "cache_bytes": int(max(run.config.cache_gib for run in plan.runs) * 2**30),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillab.config import AnyConfig
+from distillab.config import AnyConfig, DistillConfig
 from distillab.data.catalog import open_dataset
 from distillab.data.dataset import Dataset
 from distillab.errors import CheckpointError, DataError, DistillabError
@@ -92,7 +92,12 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
             teacher = collection.teacher_of(variant)
             reference = features.get(teacher.name, {}) if teacher else {}
             try:
-                look, found = desk.look(variant, _load(variant, compute, allow_code, observer), reference, observer)
+                look, found = desk.look(
+                    variant,
+                    _load(variant, desk.dataset.num_classes, compute, allow_code, observer),
+                    reference,
+                    observer,
+                )
             except DistillabError as error:
                 notes.append(f"{variant.name}: {readable(error.message)}.")
                 continue
@@ -150,11 +155,19 @@ def _open(config: AnyConfig, allow_code: bool, observer: Observer) -> Dataset:
     )
 
 
-def _load(variant: Variant, compute: Compute, allow_code: bool, observer: Observer) -> Classifier:
+def _load(variant: Variant, num_classes: int, compute: Compute, allow_code: bool, observer: Observer) -> Classifier:
     weights = variant.first.weights
     if weights is None:
         raise CheckpointError("no weights were kept, or they are gone", where=variant.name)
-    model = load_model(weights, allow_code=allow_code, observer=observer)
+    config = variant.first.config
+    model = load_model(
+        weights,
+        spec=config.teacher_model if isinstance(config, DistillConfig) and variant.place == "teacher" else None,
+        num_classes=num_classes,
+        image_size=run_image_size(config),
+        allow_code=allow_code,
+        observer=observer,
+    )
     model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
     return model
 

@@ -29,7 +29,7 @@ def claims(collection: Collection, counted: Counted) -> list[str]:
     if all(row["num_seeds"] <= 1 for row in counted.rows):
         few = "One seed a row says nothing of the spread over seeds: more seeds are needed."
         return [_one_seed(compared), few, *counted.tuning]
-    headline = [_over_tables(counted)] if len(counted.winner) > 1 else []
+    headline = [_over_tables(counted)] if len(_compared_tables(counted)) > 1 else []
     return [*headline, *counted.sentences, *counted.tuning]
 
 
@@ -53,9 +53,14 @@ def _one_seed(compared: Sequence[tuple[Variant, Variant]]) -> str:
     )
 
 
+def _compared_tables(counted: Counted) -> list[str]:
+    """The tables in which something is held against the student alone."""
+    return list(dict.fromkeys(row["table"] for row in counted.rows if row["versus_alone"]))
+
+
 def _over_tables(counted: Counted) -> str:
     """In how many tables anybody beats the student alone."""
-    tables = list(counted.winner)
+    tables = _compared_tables(counted)
     better = [row for row in counted.rows if (row["versus_alone"] or {}).get("verdict") == "better"]
     if not better:
         return f"No method is shown to beat the student alone in any of {len(tables)} tables."

@@ -83,8 +83,19 @@ def find_runs(paths: Iterable[Path]) -> Folders:
             )
         runs |= dict.fromkeys(mine)
     in_rows = {folder / name for folder, own in rows.items() for row in own for name in row.run_dirs}
-    loose = tuple(folder for folder in runs if folder not in in_rows)
+    superseded = [folder for folder in runs if folder not in in_rows and _is_superseded(folder, rows)]
+    if superseded:
+        left_out.append(
+            f"{len(superseded)} run{'s' * (len(superseded) > 1)} in the folder of a comparison, but in none of its "
+            "rows: left by another request."
+        )
+    loose = tuple(folder for folder in runs if folder not in in_rows and folder not in superseded)
     return Folders(loose, tuple(rows.items()), tuple(left_out))
+
+
+def _is_superseded(folder: Path, comparisons: Iterable[Path]) -> bool:
+    """Whether a student's run lies in a comparison that has come to its end; its teachers are in no row either."""
+    return folder.name != "teacher" and any(folder.is_relative_to(comparison) for comparison in comparisons)
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

@@ -142,7 +142,9 @@ class Desk:
         if self._held_out is not None and variant.first.is_own:  # else it may have learned from them
             held_out = collect_logits(model, self._held_out, autocast_dtype=self._compute.autocast_dtype)
             temperature = fit_temperature(*held_out)
-        plane, share = principal_plane(features[list(features)[max(0, len(features) - 2)]])
+        # A model that is one layer has no features but its logits.
+        last = features[list(features)[max(0, len(features) - 2)]] if features else logits[self._is_shown]
+        plane, share = principal_plane(last)
         look = Look(
             variant,
             logits.argmax(dim=1).numpy(),

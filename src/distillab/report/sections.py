@@ -25,7 +25,17 @@ from distillab.report.model_charts import confusion_chart, embedding_chart, reli
 from distillab.report.reproduction import reproduction
 from distillab.report.rows import Counted, counted
 from distillab.report.run_record import Run
-from distillab.report.table import ABSENT, Column, Table, interval, millions, number, percent, points
+from distillab.report.table import (
+    ABSENT,
+    Column,
+    Table,
+    interval,
+    millions,
+    number,
+    percent,
+    points,
+    without_empty_columns,
+)
 from distillab.report.teacher_chart import BesideTeacher, teacher_chart
 
 _COMPARED = ("alone", "distilled")
@@ -156,14 +166,14 @@ def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
         "training" + (", points gained a minute longer than the student alone." if several else "."),
     )
     return [
-        Figures(caption, _filled(columns), tuple(range(len(rows))))
+        Figures(caption, _table(columns), tuple(range(len(rows))))
         for caption, columns in zip(captions, (shown, known), strict=True)
     ]
 
 
-def _filled(columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
-    kept = [(column, cells) for column, cells in columns if any(cell != ABSENT for cell in cells)]
-    return Table(tuple(column for column, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True)))
+def _table(columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
+    cells = tuple(zip(*(cells for _, cells in columns), strict=True))
+    return without_empty_columns(Table(tuple(column for column, _ in columns), cells))
 
 
 def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Block]:

@@ -86,10 +86,11 @@ def results_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             for row in rows
         ),
     )
-    return _without_empty_columns(table)
+    return without_empty_columns(table)
 
 
-def _without_empty_columns(table: Table) -> Table:
+def without_empty_columns(table: Table) -> Table:
+    """A table less the columns that have no value in any row."""
     kept = [i for i in range(len(table.columns)) if any(row[i] != ABSENT for row in table.rows)]
     return Table(tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows))
 
@@ -146,8 +147,8 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
         known = Table(_KNOWN_COLUMNS, tuple(map(_known_row, rows)))
         parts += [
             *([f"\n{name or 'default'}"] if len(names) > 1 else []),
-            _without_empty_columns(shown),
-            _without_empty_columns(known),
+            without_empty_columns(shown),
+            without_empty_columns(known),
         ]
     return parts
 
@@ -222,7 +223,8 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
         Table(columns, rows),
         f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} if nothing else runs"
         f" here, {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
-        f" {todo['bytes'] / 2**20:,.0f} MiB of disk",
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk, less than {todo['cache_bytes'] / 2**30:.1f} GiB more for the"
+        " teacher's logits",
     ]
 
 

@@ -188,6 +188,11 @@ def write_group(folder: Path, names: Sequence[str]) -> None:
     write_text(folder / _GROUP, json.dumps({"format_version": 1, "runs": list(names)}, indent=2) + "\n")
 
 
+def is_group(folder: Path) -> bool:
+    """Whether run folders of `folder` are, or were, carried out together."""
+    return (folder / _GROUP).is_file()
+
+
 def read_group(folder: Path) -> list[Path] | None:
     """The run folders that are carried out together; None where `folder` is not one of a group.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from distillab.runtime.run_dir import is_group
+
 Setting = bool | int | float | str
 
 PROJECT = "distillab"
@@ -31,8 +33,9 @@ class TrackedRun:
 
     @property
     def name(self) -> str:
-        """For people."""
-        return plain(self.folder.absolute().name)
+        """For people; of a run that was started together with others their folder's name as well: "seed-1/st"."""
+        home = self.folder.absolute()
+        return plain(f"{home.parent.name}/{home.name}" if is_group(home.parent) else home.name)
 
 
 @dataclass(frozen=True)
