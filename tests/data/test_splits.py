@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillab.data.splits import validation_split
+from distillab.data.splits import evenly_spread, validation_split
 from distillab.errors import ConfigError
 
 labels_of = st.lists(st.integers(0, 5), min_size=1, max_size=120)
@@ -78,3 +78,15 @@ def test_the_split_is_the_one_that_it_always_was():
 def test_shares_out_of_bounds_are_refused(wrong):
     with pytest.raises(ConfigError):
         validation_split([0, 1], **{"seed": 0, **wrong})
+
+
+@pytest.mark.parametrize(("num_rows", "most"), [(0, 3), (1, 3), (3, 3), (19, 10), (20, 10), (1000, 7)])
+def test_some_rows_are_taken_from_the_whole_length(num_rows, most):
+    rows = np.arange(num_rows) * 2
+    taken = evenly_spread(rows, most)
+    assert len(taken) == min(num_rows, most)
+    assert set(taken.tolist()) <= set(rows.tolist())
+    assert all(np.diff(taken) > 0)
+    if num_rows > most:
+        assert np.diff(taken).max() - np.diff(taken).min() <= 2, "as far apart as whole rows allow"
+        assert taken[-1] >= rows[-1] - 2 * num_rows / most

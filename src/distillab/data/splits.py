@@ -59,3 +59,17 @@ def _ranks(of_class: NDArray[np.int64], counts: NDArray[np.int64], seed: int) ->
     ranks = np.empty(len(of_class), dtype=np.int64)
     ranks[order] = np.arange(len(of_class)) - starts[of_class[order]]
     return ranks
+
+
+def evenly_spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Some of these rows from their whole length: images may be sorted by class, and the first ones of one class only.
+
+    Args:
+        rows: [n] positions.
+        most: How many at most.
+
+    Returns:
+        [min(n, most)] of them in their order.
+    """
+    count = min(len(rows), most)
+    return rows[np.arange(count) * len(rows) // max(1, count)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from distillab.data.splits import evenly_spread
+
 # Who is right (teacher, alone, distilled), whether the distilled student chooses as its teacher does (None: either),
 # and what that is; in the order of interest.
 _KINDS = (
@@ -43,7 +45,7 @@ class Kind:
     Attributes:
         title: Who is right.
         count: How many test images are of this kind.
-        cases: The first of them.
+        cases: Some of them, from all over the test images.
     """
 
     title: str
@@ -66,7 +68,7 @@ def disagreements(
         teacher: [N] its choices.
         alone: [N] those of the student alone.
         distilled: [N] those of the distilled student.
-        most_cases: So many images of each kind are listed, by position.
+        most_cases: So many images of each kind are listed, evenly spread.
 
     Returns:
         The kinds that there are.
@@ -82,7 +84,7 @@ def disagreements(
         positions = np.flatnonzero(chosen)
         cases = tuple(
             Case(int(p), int(labels[p]), (int(teacher[p]), int(alone[p]), int(distilled[p])))
-            for p in positions[:most_cases]
+            for p in evenly_spread(positions, most_cases)
         )
         if cases:
             found.append(Kind(title, len(positions), cases))

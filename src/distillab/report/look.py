@@ -13,7 +13,7 @@ from torch import Tensor
 from distillab.config import AnyConfig
 from distillab.data.batches import EvaluationBatches
 from distillab.data.dataset import Dataset, ImageSet
-from distillab.data.splits import validation_split
+from distillab.data.splits import evenly_spread, validation_split
 from distillab.errors import DataError
 from distillab.evaluation.calibration import ConfidenceBin, fit_temperature, reliability
 from distillab.evaluation.evaluate import collect_logits
@@ -92,7 +92,7 @@ class Desk:
         self._compute = compute
         self._size = run_image_size(config)
         self.num_test = min(len(dataset.test), _MOST_TEST_IMAGES)
-        self.shown = _spread(np.arange(self.num_test), _FEATURE_IMAGES)
+        self.shown = evenly_spread(np.arange(self.num_test), _FEATURE_IMAGES)
         self._is_shown = torch.zeros(self.num_test, dtype=torch.bool)
         self._is_shown[self.shown] = True
         train, _ = validation_split(
@@ -101,7 +101,7 @@ class Desk:
             seed=config.split.seed,
             limit=config.split.train_limit,
         )
-        held_out = _spread(np.setdiff1d(np.arange(len(dataset.train)), train), _HELD_OUT_IMAGES)
+        held_out = evenly_spread(np.setdiff1d(np.arange(len(dataset.train)), train), _HELD_OUT_IMAGES)
         self.num_held_out = len(held_out)
 
         def batches(part: ImageSet, rows: NDArray[np.int64]) -> EvaluationBatches:
@@ -173,11 +173,6 @@ class Desk:
                 for layer in layers:
                     parts[layer].append(pooled(found.features[layer][rows]))
         return torch.cat(logits), torch.cat(labels), {layer: torch.cat(pieces) for layer, pieces in parts.items()}
-
-
-def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """So many rows at most, evenly spread: images may be sorted by class."""
-    return rows[:: max(1, len(rows) // most)][:most]
 
 
 def _similarity(features: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[tuple[str, str, float], ...]:

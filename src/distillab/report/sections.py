@@ -34,6 +34,7 @@ from distillab.report.table import (
     number,
     percent,
     points,
+    probability,
     without_empty_columns,
 )
 from distillab.report.teacher_chart import BesideTeacher, teacher_chart
@@ -146,7 +147,7 @@ def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
         (Column("95 % interval", numeric=True), [interval(row["top1_interval"]) for row in rows]),
         (Column("versus alone", numeric=True), [points(one.get("difference"), signed=True) for one in versus]),
         (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
-        (Column("p (Holm)", numeric=True), [number(one.get("p_value"), 3) for one in versus]),
+        (Column("p (Holm)", numeric=True), [probability(one.get("p_value")) for one in versus]),
     ]
     if several:
         shown.append((Column("shown"), [one.get("verdict") or ABSENT for one in versus]))
@@ -264,7 +265,7 @@ def _galleries(collection: Collection, analysis: Analysis) -> list[Block]:
     )
     intro = (
         f"Test images on which {names[0]}, {names[1]} and {names[2]} (the distilled student with the highest test "
-        "top-1) do not all choose the same class; the first of each kind."
+        "top-1) do not all choose the same class; some of each kind."
     )
     return [
         Paragraph(intro),
