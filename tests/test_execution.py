@@ -347,7 +347,7 @@ def recorded_step(work, compute):
 
 
 def on_a_gpu(name, execution, **settings):
-    compute = replace(choose_compute("cuda"), execution=execution)
+    compute = replace(choose_compute("cuda", "float32"), execution=execution)
     config = resolve_distill({**tiny.RECIPE, **settings}, {"method": name})
     feed = build_feed(config, tiny.dataset(), tiny.SIZE, compute)
     place = Workplace(feed, config.seed, compute)

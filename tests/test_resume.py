@@ -165,6 +165,7 @@ def test_logits_that_are_kept_on_disk_change_nothing(teacher, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # those of the compiler
 @pytest.mark.parametrize("execution", ["eager", "captured", "compiled"])
 def test_on_a_gpu_a_deterministic_run_goes_on_from_anywhere_to_the_same_bits(execution, tmp_path):
     training = {"epochs": 2, "batch_size": 16, "execution": execution, "deterministic": True}

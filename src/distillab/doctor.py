@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from distillab import __version__
-from distillab.runtime.device import choose_compute, has_fast_bfloat16
+from distillab.runtime.device import choose_compute, has_fast_bfloat16, wait_for
 from distillab.runtime.run_dir import RUNS, device_name
 
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "safetensors", "pydantic", "cyclopts", "rich")
@@ -123,14 +123,13 @@ def measure_rates(device: torch.device) -> dict[str, float]:
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Time of one piece of work: the best of what fits into a moment, after one to warm up."""
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     work()
-    wait()
+    wait_for(device)
     best, deadline = float("inf"), time.perf_counter() + _SECONDS_A_RATE
     while time.perf_counter() < deadline:
         started = time.perf_counter()
         work()
-        wait()
+        wait_for(device)
         best = min(best, time.perf_counter() - started)
     return best
 

@@ -133,15 +133,16 @@ class Waiting(nn.Module):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_on_a_gpu_a_graph_follows_the_weights_and_nothing_waits(dtype):
     net, images = model().cuda(), batches(torch.device("cuda"))
-    evaluator = Evaluator(net, images, autocast_dtype=dtype, captured=True)
-    evaluator.logits()
-    net.load_state_dict(model(seed=1).state_dict())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        logits, labels = evaluator.logits()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    expected, expected_labels = collect_logits(net, images, autocast_dtype=dtype)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        evaluator = Evaluator(net, images, autocast_dtype=dtype, captured=True)
+        evaluator.logits()
+        net.load_state_dict(model(seed=1).state_dict())
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            logits, labels = evaluator.logits()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected, expected_labels = collect_logits(net, images, autocast_dtype=dtype)
     tolerance = 2e-2 if dtype else 1e-4  # the last batch is padded, so other kernels may be chosen for it
     torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(labels, expected_labels)

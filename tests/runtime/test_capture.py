@@ -111,6 +111,8 @@ def test_on_a_gpu_a_recording_that_breaks_off_leaves_the_current_stream_as_it_wa
         Capture(work, device=given.device)
     assert torch.cuda.current_stream() == stream
     assert work().tolist() == [2.0, 2.0, 2.0]
+    assert torch.rand(3, device="cuda").shape == (3,), "the generator still draws"
+    assert Capture(lambda: given + 2, device=given.device)().tolist() == [3.0, 3.0, 3.0], "others can be recorded"
 
 
 @pytest.mark.gpu

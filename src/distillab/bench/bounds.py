@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from distillab.evaluation.cost import count_macs
 from distillab.models.classifier import evaluation_mode
+from distillab.runtime.device import wait_for
 
 _SECONDS_A_RATE = 0.5
 _LAUNCHES = 1000
@@ -81,14 +82,6 @@ def _launch_seconds(device: torch.device) -> float | None:
         for _ in range(_LAUNCHES):
             place.add_(1)
     return _best_seconds(graph.replay, device) / _LAUNCHES
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Generator
 import numpy as np
 from torch import nn
 
-from distillab.bench.bounds import wait_for
 from distillab.bench.config import Case
 from distillab.bench.workload import AUGMENT, IMAGE_SIZE, SEED, build, recipe
 from distillab.data.batches import TrainingBatches
@@ -18,7 +17,7 @@ from distillab.data.dataset import Dataset
 from distillab.execution import Job
 from distillab.guidance.cache import CacheKey, LogitsCache
 from distillab.preparation import Workplace
-from distillab.runtime.device import Compute
+from distillab.runtime.device import Compute, wait_for
 from distillab.runtime.events import silent
 from distillab.stages import find_plan
 from distillab.training.compilation import Compilation

@@ -59,7 +59,7 @@ def count_launches(loop: Loop, device: torch.device) -> int | None:
 def _profiled(loop: Loop, steps: int, device: torch.device) -> profile:
     os.environ.setdefault("KINETO_LOG_LEVEL", "1000")  # else it logs to stderr that there is no GPU
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    profiler = profile(activities=activities)
+    profiler = profile(activities=activities, acc_events=True)  # one cycle: torch 2.11 warns of others without it
     with profiler:
         loop.seconds(steps, run_in=False)
     return profiler

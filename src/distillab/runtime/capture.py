@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -76,17 +77,45 @@ def _graph(
             _rehearse(work)
     finally:
         torch.cuda.current_stream(device).wait_stream(stream)  # which puts the state back
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # Other threads may go on: a user's loader pins memory in one, which a recording would otherwise forbid.
+    recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     try:
         # Around it the stream once more: a recording that breaks off would leave it the current one.
-        # Other threads may go on: a user's loader pins memory in one, which a recording would otherwise forbid.
-        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with _no_garbage_collection(), torch.cuda.stream(stream), recording:
             result = work()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        _recover(stream, pool)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise CannotCaptureError(str(error).splitlines()[0]) from error
     return result, graph.replay
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing old is freed inside: what a finaliser does to the device would break a recording off."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _recover(stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    """Make the device usable after a recording that broke off.
+
+    Torch before 2.13 goes on allocating from its pool, and its generator waits for the recording to go on: whoever
+    draws or records next would fail. Ending the first and recording something that works sets both right.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+    works = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream)
+    with contextlib.suppress(RuntimeError), torch.cuda.stream(stream), works:
+        torch.zeros(1, device=stream.device)
 
 
 def _rehearse(work: Callable[[], object]) -> None:

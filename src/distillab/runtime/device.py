@@ -70,7 +70,7 @@ def choose_compute(device: str = "auto", precision: Precision = "auto", *, deter
 
 
 _STEPS_WORTH_CAPTURING = 50
-_STEPS_WORTH_COMPILING = 5_000
+_STEPS_WORTH_COMPILING = 100_000  # a minute, at half a millisecond a step
 
 
 def choose_execution(wanted: Execution, device: torch.device, num_steps: int) -> Execution:
@@ -99,6 +99,14 @@ def choose_execution(wanted: Execution, device: torch.device, num_steps: int) ->
     if device.type != "cuda" or num_steps < _STEPS_WORTH_CAPTURING:
         return "eager"
     return "captured" if num_steps < _STEPS_WORTH_COMPILING else "compiled"
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -54,9 +54,9 @@ class MovingAverage:
         differences = torch._foreach_sub([b for _, b in averaged], [a for a, _ in averaged])
         torch._foreach_mul_(differences, 1.0 - decay)
         torch._foreach_add_([a for a, _ in averaged], differences)
-        for count, current in pairs:
-            if not count.is_floating_point():  # BatchNorm counts its batches
-                count.copy_(current)
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # BatchNorm counts its batches
+        if counts:
+            torch._foreach_copy_([a for a, _ in counts], [b for _, b in counts])
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

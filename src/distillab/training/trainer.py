@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from distillab.data.batch import Batch
-from distillab.runtime.device import Compute
+from distillab.runtime.device import Compute, wait_for
 from distillab.runtime.events import Observer
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.training.compilation import Compilation
@@ -101,7 +101,7 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
             if taking_part:
                 if compilation is not None:
                     compilation.keep(_models_and_layers(taking_part))
-                _run_epoch(taking_part, feed, program, at, seed)
+                _run_epoch(taking_part, feed, program, at, seed, compute)
             at.end_epoch()
 
 
@@ -240,7 +240,9 @@ def _models_and_layers(current: Sequence[LaneRun]) -> dict[nn.Module, set[str]]:
     return read
 
 
-def _run_epoch(current: list[LaneRun], feed: Feed, program: Program, at: _Position, seed: int) -> None:
+def _run_epoch(
+    current: list[LaneRun], feed: Feed, program: Program, at: _Position, seed: int, compute: Compute
+) -> None:
     """One pass over the training images, or what is left of it, for all students that take part."""
     at.begin_epoch()
     first = at.step
@@ -257,6 +259,7 @@ def _run_epoch(current: list[LaneRun], feed: Feed, program: Program, at: _Positi
             return
         at.end_step()
     program.end_epoch(feed.training.left_out(at.epoch, seen_from_step=first))
+    wait_for(compute.device)  # a GPU is behind: the time is that of its work, not of handing it over
     for one, seconds in zip(current, _parts(program, runs, time.perf_counter() - at.started), strict=True):
         one.end_epoch(seconds)
 
