@@ -245,7 +245,7 @@ def test_a_row_that_is_pointed_at_stands_out_in_all_charts(browser: Browser, add
 
 def test_tables_sort_by_numbers_and_back_and_what_is_missing_stays_last(browser: Browser, address: str) -> None:
     with Opened(browser, address, **at(1280)) as opened:
-        table = opened.page.locator("#results > .scroll table")
+        table = opened.page.locator("#results > .scroll table").first
         heads = table.locator("thead th").all_inner_texts()
         column = heads.index("versus alone")
         button = table.locator("thead th").nth(column).locator("button")
