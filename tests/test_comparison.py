@@ -275,6 +275,17 @@ def test_complete_runs_are_found_by_what_they_are_wherever_the_plan_has_them_now
     assert {row["num_seeds"] for row in grown[0]["rows"]} == {1}
 
 
+def test_a_copy_that_a_kill_cut_short_is_no_complete_run(tmp_path):
+    whole = run(tmp_path / "table", seeds=1)
+    home = tmp_path / "table" / "seed-0" / "alone"
+    home.rename(home.with_name(".tmp-alone"))
+    (home.with_name(".tmp-alone") / "student.safetensors").unlink()
+    ended = epochs_of(lambda o: run(tmp_path / "table", observer=o, seeds=1))
+    assert ended == [("student alone", 1), ("student alone", 2)]
+    assert (home / "student.safetensors").is_file()
+    assert json.loads((home / "result.json").read_text())["test"]["top1"] == whole["rows"][0]["top1_mean"]
+
+
 def test_settings_that_changed_are_not_mixed_into_one_table(tmp_path):
     run(tmp_path / "table", seeds=1)
     asked = (tmp_path / "table" / "comparison.json").read_text()

@@ -27,6 +27,8 @@ from distillab.runtime.reproducibility import NUMERICS
 from distillab.runtime.run_dir import checkpoints_of, read_group
 from distillab.scene import open_data, run_image_size
 
+_HALF = ".tmp-"  # how a folder is called while it is copied: what is in it may not be all
+
 Words = Sequence[str]
 
 ResultT = TypeVar("ResultT")
@@ -251,7 +253,7 @@ def _take_finished(plan: ComparisonPlan, configs: Sequence[AnyConfig], expected:
             shutil.rmtree(home, ignore_errors=True)
             home.parent.mkdir(parents=True, exist_ok=True)
             if found in planned:
-                half = home.with_name(f".tmp-{home.name}")
+                half = home.with_name(_HALF + home.name)
                 shutil.rmtree(half, ignore_errors=True)
                 shutil.copytree(found, half)
                 half.replace(home)
@@ -270,6 +272,8 @@ def _finished(folder: Path) -> dict[str, Path]:
     """The complete runs below a folder, by what they are."""
     found = {}
     for path in sorted(folder.rglob("result.json")):
+        if path.parent.name.startswith(_HALF):
+            continue
         try:
             sha256 = read_result(path.parent).run_sha256
         except DistillabError:  # damaged: it is no use, and told where it is wanted
