@@ -313,6 +313,22 @@ def test_recorded_students_beside_each_other_go_the_same_way_as_alone():
         assert same(alone[name], state(work.models["student"]))
 
 
+def test_a_recorded_step_learns_from_its_own_batch_whatever_was_said_to_follow():
+    work = job("st", execution="captured")
+    batches, compute = work.place.feed.training, work.place.compute
+    raws = list(batches.raw(0))
+    found = []
+    for following in ([None, None], [raws[1], None], [raws[2], None], [tuple(part[:3] for part in raws[1]), None]):
+        stage, step = recorded_step(job("st", execution="captured"), compute)
+        program = Program(batches, compute, observer=work.place.observer)
+        program.begin_epoch([step], [stage.guidance], 0)
+        for number, coming in enumerate(following):
+            step.set_clock(number, 10, 0.01)
+            program(raws[number], number, coming)
+        found.append(state(stage.learner.student))
+    assert all(same(found[0], other) for other in found[1:])
+
+
 def test_a_step_that_cannot_be_recorded_runs_eagerly_and_says_so(monkeypatch):
     def refuse(*args, **kwargs):
         raise CannotCaptureError("it waits for the device")

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 import torch._dynamo
@@ -62,6 +64,23 @@ def test_models_that_are_read_by_hooks_are_left_as_they_are():
         "PlainCNN is not compiled: its layers are read by hooks",
         "TinyNet is not compiled: its layers are read by hooks",
     ]
+
+
+def test_blocks_of_torchs_own_layers_reach_the_compiler(monkeypatch):
+    """Torch before 2.12 runs an `nn.Sequential` as it is, without a word, where `Module.compile` is called on it."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    model, images = cnn16(3).eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), Compilation(silent) as compilation:
+        expected = model(images)
+        compilation.keep({model: ()})
+        assert torch.equal(model(images), expected)
+    assert len(graphs) == 8, "one for the first block of each of the four stages, one for the three that follow it"
 
 
 @pytest.mark.filterwarnings("default")  # the compiler looks at .grad of tensors that have none, and warns of it

@@ -131,9 +131,11 @@ def _steps(
         for epoch in itertools.count():
             run.begin_epoch(anew=True)
             program.begin_epoch([run.step], [stage.guidance], epoch)
-            for number, raw in enumerate(batches.raw(epoch)):
+            raws = itertools.chain(batches.raw(epoch), [None])
+            for number, (raw, following) in enumerate(itertools.pairwise(raws)):
+                assert raw is not None
                 run.set_clock(number)
-                program(raw, dropout_seed(SEED, stage.role, epoch * batches.steps_per_epoch + number))
+                program(raw, dropout_seed(SEED, stage.role, epoch * batches.steps_per_epoch + number), following)
                 run.look(number)
                 yield
             program.end_epoch(batches.left_out(epoch))

@@ -147,10 +147,10 @@ def _set_sync_debug_mode(mode: int) -> None:
 def _stand_in(work: Callable[[], ResultT], state: Callable[[], Iterable[Tensor]]) -> tuple[ResultT, Callable[[], None]]:
     with _put_back(state):
         result = work()
-    places = list(_tensors(result))
+    places = list(tensors_in(result))
 
     def replay() -> None:
-        for place, value in zip(places, _tensors(work()), strict=True):
+        for place, value in zip(places, tensors_in(work()), strict=True):
             if place is not value:
                 place.detach().copy_(value.detach())
 
@@ -173,16 +173,20 @@ def _put_back(state: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
                     tensor.zero_()
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
-    """All tensors of a result, in order."""
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """All tensors of a result of recorded work, in order.
+
+    Args:
+        result: A tensor, or tuples, lists, mappings or dataclasses of them; anything else in it holds none.
+    """
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, Mapping):
         for value in result.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif is_dataclass(result) and not isinstance(result, type):
         for field in fields(result):
-            yield from _tensors(getattr(result, field.name))
+            yield from tensors_in(getattr(result, field.name))
     elif isinstance(result, Sequence) and not isinstance(result, str):
         for value in result:
-            yield from _tensors(value)
+            yield from tensors_in(value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch._dynamo
@@ -60,7 +60,7 @@ class Compilation:
             elif model not in self._blocks:
                 self._blocks[model] = [b for b in repeated_blocks(model) if b._compiled_call_impl is None]
                 for block in self._blocks[model]:
-                    block.compile(dynamic=False)
+                    block._compiled_call_impl = torch.compile(_call(block), dynamic=False)
 
     def release(self, model: nn.Module) -> None:
         """Let a model run as it did before, if it is compiled."""
@@ -71,6 +71,19 @@ class Compilation:
         if model not in self._told:
             self._told.add(model)
             self._observer(Note(f"{type(model).__name__} is not compiled: its layers are read by hooks"))
+
+
+def _call(block: nn.Module) -> Callable[..., Any]:
+    """What a block does when it is called, as a function of this file.
+
+    Torch before 2.12 compiles no frame of its own files, so none of `Module.compile` where a block is an
+    `nn.Sequential` of torch's own layers: it would run as if it had not been compiled.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return block._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call
 
 
 def _needs_hooks(model: nn.Module, layers: Sequence[str]) -> bool:

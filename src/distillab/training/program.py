@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from distillab.data.batch import Batch, TrainingSource
+from distillab.data.batch import Batch, Raw, TrainingSource
 from distillab.guidance.base import Guidance
 from distillab.guidance.sharing import SharedGuidance
 from distillab.models.features import ModelOutput
-from distillab.runtime.capture import CannotCaptureError, Capture
+from distillab.runtime.capture import CannotCaptureError, Capture, tensors_in
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Note, Observer
 from distillab.training.step import Step
@@ -30,7 +30,7 @@ class Program:
     same way as alone.
 
     Recorded (`Compute.records`), the front is one graph and every student's step another; on a GPU the students run
-    side by side, each on a stream of its own.
+    side by side, each on a stream of its own, and the front of the step that follows runs beside them.
 
     Attributes:
         own_seconds: Wall time of each student's own part of this epoch's steps; zeros where students run side by side.
@@ -48,8 +48,7 @@ class Program:
         self._captured = compute.records
         self._observer = observer
         self._view = torch.zeros((), dtype=torch.int64, device=compute.device)
-        self._raw: tuple[Tensor, ...] | None = None
-        self._front: Capture[Front] | None = None
+        self._front: _RecordedFront | None = None
         self._backs: list[Capture[None]] = []  # one a step
         self._streams: list[torch.cuda.Stream] = []
         self._recorded_for: object = None
@@ -82,16 +81,17 @@ class Program:
         with self._guiding():
             self._guidance.end_epoch(left_out)
 
-    def __call__(self, raw: tuple[Tensor, ...], seed: int) -> None:
+    def __call__(self, raw: Raw, seed: int, following: Raw | None = None) -> None:
         """Let every student take a step.
 
         Args:
             raw: What the batch is made of.
             seed: Of dropout, the same for all.
+            following: What the next batch of this epoch is made of, where it is known.
         """
         if self._captured:
             try:
-                self._replay(raw, seed)
+                self._replay(raw, seed, following)
                 return
             except CannotCaptureError as error:
                 self._captured = False
@@ -107,21 +107,20 @@ class Program:
         self._front = None
         self._backs = []
 
-    def _ask(self, raw: tuple[Tensor, ...]) -> Front:
+    def _ask(self, raw: Raw) -> Front:
         batch = self._batches.make(raw, self._view)
         with self._guiding():
             return batch, self._guidance(batch)
 
-    def _replay(self, raw: tuple[Tensor, ...], seed: int) -> None:
+    def _replay(self, raw: Raw, seed: int, following: Raw | None) -> None:
         if self._front is None:
             self._record(raw)
         assert self._front is not None
-        assert self._raw is not None
-        if [place.shape for place in self._raw] != [value.shape for value in raw]:
+        if not self._front.fits(raw):
             raise CannotCaptureError("the batches are of several sizes")
-        for place, value in zip(self._raw, raw, strict=True):
-            place.copy_(value, non_blocking=True)
-        self._front()
+        self._front.take(raw)
+        if following is not None and self._front.fits(following):
+            self._front.begin(following)
         if self._device.type == "cuda" and len(self._steps) > 1:
             self._side_by_side(seed)
         else:
@@ -143,14 +142,9 @@ class Program:
         for stream in self._streams[: len(self._backs)]:
             main.wait_stream(stream)
 
-    def _record(self, raw: tuple[Tensor, ...]) -> None:
-        if self._raw is None:
-            self._raw = tuple(tensor.clone() for tensor in raw)
-        static = self._raw
-        for place, value in zip(static, raw, strict=True):
-            place.copy_(value)
-        front = Capture(lambda: self._ask(static), device=self._device)
-        batch, guides = front()
+    def _record(self, raw: Raw) -> None:
+        front = _RecordedFront(self._ask, raw, self._device)
+        batch, guides = front.taken
         self._backs = [
             Capture(
                 lambda step=step, guide=guide: step(batch, guide),  # type: ignore[misc]
@@ -182,3 +176,54 @@ class Program:
             torch.mps.manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
+
+
+class _RecordedFront:
+    """A recorded front that can be a step ahead: what students read is a copy, and stays while the next one is made.
+
+    Attributes:
+        taken: What students read.
+
+    Args:
+        ask: The front.
+        raw: What a batch is made of.
+        device: Where it runs.
+    """
+
+    def __init__(self, ask: Callable[[Raw], Front], raw: Raw, device: torch.device) -> None:
+        self._raw = tuple(tensor.clone() for tensor in raw)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._device = device
+        self._make = Capture(lambda: ask(self._raw), device=device)
+        made = self._make()
+        self.taken = copy.deepcopy(made)
+        copies = {
+            id(source): (target, source) for target, source in zip(*map(tensors_in, (self.taken, made)), strict=True)
+        }
+        self._targets, self._sources = (list(tensors) for tensors in zip(*copies.values(), strict=True))
+        self._under_way: Raw | None = None
+
+    def fits(self, raw: Raw) -> bool:
+        """Whether a batch has the size of the one that was recorded."""
+        return [place.shape for place in self._raw] == [value.shape for value in raw]
+
+    def begin(self, raw: Raw) -> None:
+        """Start to make the next batch; what was taken stays as it is."""
+        for place, value in zip(self._raw, raw, strict=True):
+            place.copy_(value, non_blocking=True)
+        if self._stream is None:
+            self._make()
+        else:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                self._make()
+        self._under_way = raw
+
+    def take(self, raw: Raw) -> None:
+        """Take the batch that is made of this, which may have begun."""
+        if self._under_way is not raw:
+            self.begin(raw)
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        torch._foreach_copy_(self._targets, self._sources)
+        self._under_way = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -249,10 +250,12 @@ def _run_epoch(
     runs = [one.begin_epoch(anew=not first) for one in current]
     program.begin_epoch([run.step for run in runs], [run.stage.guidance for run in runs], at.epoch)
     role, steps_per_epoch = runs[0].stage.role, feed.training.steps_per_epoch
-    for number, raw in enumerate(feed.training.raw(at.epoch, start_step=first), start=first):
+    raws = itertools.chain(feed.training.raw(at.epoch, start_step=first), [None])
+    for number, (raw, following) in enumerate(itertools.pairwise(raws), start=first):
+        assert raw is not None
         for run in runs:
             run.set_clock(number)
-        program(raw, dropout_seed(seed, role, at.epoch * steps_per_epoch + number))
+        program(raw, dropout_seed(seed, role, at.epoch * steps_per_epoch + number), following)
         for one in current:
             one.look(number)
         if all(one.lane.error for one in current):
