@@ -11,13 +11,15 @@ from distillab.errors import NonFiniteLossError
 from distillab.feeding import build_feed
 from distillab.models.catalog import build_model
 from distillab.preparation import Workplace, baseline_stage
+from distillab.runtime.capture import CannotCaptureError, Capture
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
-from distillab.training import averaging
+from distillab.training import averaging, trial
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm, recalibrated
 from distillab.training.step import Tally
-from distillab.training.trainer import fit, seconds_per_step
+from distillab.training.trainer import fit
+from distillab.training.trial import seconds_per_step
 
 COMPUTE = choose_compute("cpu", "float32")
 
@@ -202,11 +204,24 @@ def test_recalibration_rescues_a_short_run():
     assert report.validation_before_recalibration.nll > report.validation.nll
 
 
-def test_a_time_estimate_leaves_everything_as_it_was():
+@pytest.mark.parametrize("execution", ["eager", "captured", "refused"])
+def test_a_time_estimate_leaves_everything_as_it_was(execution, monkeypatch):
+    """Captured, its stand-in on a CPU is timed."""
+    captures = []
+
+    def capture(*args, **options):
+        captures.append(options)
+        if execution == "refused":
+            raise CannotCaptureError("it waits for the device")
+        return Capture(*args, **options)
+
+    monkeypatch.setattr(trial, "Capture", capture)
     stage, feed, regime = ready()
     before = {name: tensor.clone() for name, tensor in stage.learner.state_dict().items()}
-    own, teachers = seconds_per_step(stage, feed, regime, COMPUTE)
+    compute = COMPUTE if execution == "eager" else replace(COMPUTE, execution="captured")
+    own, teachers = seconds_per_step(stage, feed, regime, compute)
     assert own > 0.0 <= teachers
+    assert len(captures) == {"eager": 0, "captured": 2, "refused": 1}[execution]
     assert all(torch.equal(before[n], t) for n, t in stage.learner.state_dict().items())
 
 

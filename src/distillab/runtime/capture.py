@@ -89,6 +89,8 @@ def _graph(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise CannotCaptureError(str(error).splitlines()[0]) from error
+    # A recording begins by writing the generator's state where replays write theirs, on this stream, at its leisure.
+    torch.cuda.current_stream(device).wait_stream(stream)
     return result, graph.replay
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from distillab.data.batch import Batch
 from distillab.runtime.device import Compute, wait_for
 from distillab.runtime.events import Observer
 from distillab.runtime.reproducibility import isolated_generators
@@ -20,16 +17,10 @@ from distillab.training.compilation import Compilation
 from distillab.training.config import Regime
 from distillab.training.keeper import Phase
 from distillab.training.lanes import Lane, LaneRun
-from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
 from distillab.training.running import StageRun, dropout_seed
 from distillab.training.stage import Feed, Record, Stage, StageReport
 from distillab.training.state import reading_state
-from distillab.training.step import Step, trainable
-
-_TRIAL_IMAGES = 16
-_TRIALS = 4  # the quickest counts: what else the machine does makes the others longer
-_LONGEST_TRIAL_SECONDS = 1.0  # a step that is likely to take longer is tried with a few images only
 
 
 def fit(
@@ -104,53 +95,6 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
                     compilation.keep(_models_and_layers(taking_part))
                 _run_epoch(taking_part, feed, program, at, seed, compute)
             at.end_epoch()
-
-
-def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple[float, float]:
-    """Wall time of one step, measured on copies of what would learn; of a slow one with a part of a batch.
-
-    Args:
-        stage: Ready to run; it stays as it is.
-        feed: Images.
-        regime: Optimizer and the rest.
-        compute: Device and precision.
-
-    Returns:
-        That of the learner, and that of the teacher.
-    """
-    learner = copy.deepcopy(stage.learner).train()
-    step = Step(
-        learner,
-        method=stage.method,
-        optimizer=make_optimizer(trainable(learner), regime.optimizer),
-        gradient_clip=regime.training.gradient_clip,
-        average=None,
-        compute=compute,
-    )
-    teacher = stage.teacher  # the live one: what is tried here is not to be remembered
-
-    def timed(few: Batch) -> tuple[float, float]:
-        started = time.perf_counter()
-        answer = teacher(few) if teacher else None
-        step.tally.read()  # waits for the device
-        answered = time.perf_counter()
-        step(few, answer)
-        step.tally.read()
-        return time.perf_counter() - answered, answered - started
-
-    batch = next(iter(feed.training.epoch(0)))
-    size = len(batch.labels)
-    count = min(size, _TRIAL_IMAGES)
-    with isolated_generators(compute.device):
-        timed(_some_of(batch, count))  # warms up
-        own, teachers = timed(_some_of(batch, count))
-        if (own + teachers) * size / count > _LONGEST_TRIAL_SECONDS:
-            return own * size / count, teachers * size / count
-        return min((timed(_some_of(batch, size)) for _ in range(_TRIALS)), key=sum)
-
-
-def _some_of(batch: Batch, count: int) -> Batch:
-    return replace(batch, images=batch.images[:count], labels=batch.labels[:count], indices=None)
 
 
 class _Position:
