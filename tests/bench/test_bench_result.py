@@ -7,7 +7,7 @@ from distillab.bench.result import Measured, result_rows
 
 
 def measured(*rates: float) -> Measured:
-    return Measured(rates, steps=4, warm_up_seconds=1.5, peak_memory_bytes=7, bound=400.0)
+    return Measured(rates, steps=4, warm_up_seconds=1.5, peak_memory_bytes=7, bound=400.0, num_students=1)
 
 
 def test_ratios_are_to_the_classic_path_and_their_spread_is_within_rounds():
@@ -21,6 +21,7 @@ def test_ratios_are_to_the_classic_path_and_their_spread_is_within_rounds():
         "method": "st",
         "path": "live",
         "batch_size": 128,
+        "students": 1,
         "images_per_second": 100.0,
         "ratio": pytest.approx(100.0 / 12.0),
         "spread": [5.0, 10.0],

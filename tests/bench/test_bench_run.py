@@ -103,6 +103,23 @@ def test_a_cached_loop_asks_the_teacher_for_one_epoch_only(monkeypatch: pytest.M
     assert loops[True].warm_up_steps == 4
 
 
+def test_students_side_by_side_ask_their_teacher_once(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    ask = LiveTeacher.__call__
+    monkeypatch.setattr(LiveTeacher, "__call__", lambda self, batch: (asked.append(1), ask(self, batch))[1])
+    compute, case = choose_compute("cpu", "float32"), Case(PAIR, "st", TINY, WIDE)
+    loop = OurLoop(case, noise(48), compute, cached=False, batch_size=16, steps_per_epoch=3, num_students=3)
+    loop.seconds(4, run_in=False)
+    loop.close()
+    assert len(asked) == 4
+
+
+def test_a_row_tells_its_students():
+    result = run_bench(BenchConfig(work=(PAIR,), method=("st",), students=2, **QUICK))
+    assert [row["students"] for row in result["rows"]] == [1, 2, 2]
+    assert result["students"] == 2
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("execution", ["eager", "captured"])
 def test_a_gpu_is_measured_with_its_launches(execution: str):

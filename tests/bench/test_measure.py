@@ -28,9 +28,9 @@ def test_paths_take_turns():
     record: list[object] = []
     loops = {name: Clockwork(name, seconds, record) for name, seconds in (("classic", 0.5), ("live", 0.1))}
     turns = {"classic": Turn(1, run_in=False), "live": Turn(9, run_in=True)}
-    rates = take_turns(loops, turns, rounds=3, batch_size=10)
+    rates = take_turns(loops, turns, rounds=3, images_a_step={"classic": 10, "live": 20})
     assert record == [("classic", 1, False), ("live", 9, True)] * 3
-    assert rates == {"classic": (20.0,) * 3, "live": (100.0,) * 3}
+    assert rates == {"classic": (20.0,) * 3, "live": (200.0,) * 3}
 
 
 def test_turns_are_equally_long():

@@ -112,6 +112,10 @@ class Needs:
     def __add__(self, other: Needs) -> Needs:
         return Needs(self.flops + other.flops, self.values + other.values)
 
+    def shared_by(self, count: int) -> Needs:
+        """The part of each of so many for whom it is done once."""
+        return Needs(self.flops / count, self.values / count)
+
 
 def inference_needs(model: nn.Module, image_size: int) -> Needs:
     """Of a forward pass: what each convolution or linear layer gives is written once and read once.
@@ -172,7 +176,7 @@ def bound(needs: Needs, rates: Rates, *, dtype: torch.dtype, batch_size: int, la
         needs: Of an image.
         rates: Of the device.
         dtype: That matrix products run in and activations are kept in.
-        batch_size: Images a step.
+        batch_size: Images a step, of all students.
         launches: Kernels a step; None where nothing is launched.
     """
     seconds = [

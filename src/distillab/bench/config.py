@@ -61,6 +61,12 @@ class BenchConfig(Section):
         "A few of them if not given.",
     )
     batch_size: int = Field(128, ge=1, description="Images a step.")
+    students: int = Field(
+        1,
+        ge=1,
+        description="So many learn side by side in our own paths, from the same batches and the same teacher; images/s "
+        "is that of all. The classic loop trains one.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps.")
     precision: Precision = Field("auto", description="Of our own paths; the classic loop is float32 throughout.")
     execution: Execution = Field(

@@ -165,7 +165,7 @@ def make_schedule(step_seconds: Mapping[str, float], *, rounds: int, seconds: fl
 
 
 def take_turns(
-    loops: Mapping[str, Loop], turns: Mapping[str, Turn], *, rounds: int, batch_size: int
+    loops: Mapping[str, Loop], turns: Mapping[str, Turn], *, rounds: int, images_a_step: Mapping[str, int]
 ) -> dict[str, tuple[float, ...]]:
     """Time the paths in turns: first, second, third, first, ...
 
@@ -175,7 +175,7 @@ def take_turns(
         loops: By path, in the order of their turns.
         turns: By path.
         rounds: How often each has its turn.
-        batch_size: Images a step.
+        images_a_step: By path; of all its students.
 
     Returns:
         Of each path its images a second, one number a round.
@@ -184,5 +184,5 @@ def take_turns(
     for _ in range(rounds):
         for path, loop in loops.items():
             turn = turns[path]
-            rates[path].append(turn.steps * batch_size / loop.seconds(turn.steps, run_in=turn.run_in))
+            rates[path].append(turn.steps * images_a_step[path] / loop.seconds(turn.steps, run_in=turn.run_in))
     return {path: tuple(values) for path, values in rates.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -41,26 +42,37 @@ class OurLoop:
         batch_size: Images a step.
         steps_per_epoch: The first images of the set, so many batches of them, are an epoch: a short one, since
             collecting logits takes an epoch.
+        num_students: So many learn side by side; they are equal, and share batches and teacher.
     """
 
     def __init__(
-        self, case: Case, dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, steps_per_epoch: int
+        self,
+        case: Case,
+        dataset: Dataset,
+        compute: Compute,
+        *,
+        cached: bool,
+        batch_size: int,
+        steps_per_epoch: int,
+        num_students: int = 1,
     ) -> None:
         self.warm_up_steps = steps_per_epoch + 1 if cached else 1
         self._compute = compute
         feed = _feed(dataset, compute, cached=cached, batch_size=batch_size, num_images=steps_per_epoch * batch_size)
         cache = LogitsCache(None, limit_bytes=_CACHE_BYTES) if cached else None
-        models: dict[Role, nn.Module] = {"student": build(case.student, dataset)}
-        if case.teacher is not None:
-            models["teacher"] = build(case.teacher, dataset)
-        job = Job(
-            models=models,
-            regimes={"student": recipe(batch_size)},
-            place=Workplace(feed, SEED, compute, cache=cache),
-            plan=None if case.teacher is None else find_plan(case.method),
-        )
-        stage, regime = next(job.stages("student"))
-        self._steps = _steps(stage, regime, feed, compute, teacher=models.get("teacher"))
+        place = Workplace(feed, SEED, compute, cache=cache)
+        teacher: dict[Role, nn.Module] = {} if case.teacher is None else {"teacher": build(case.teacher, dataset)}
+        jobs = [
+            Job(
+                models={**teacher, "student": build(case.student, dataset)},
+                regimes={"student": recipe(batch_size)},
+                place=place,
+                plan=None if case.teacher is None else find_plan(case.method),
+            )
+            for _ in range(num_students)
+        ]
+        stages = [next(job.stages("student")) for job in jobs]
+        self._steps = _steps(stages, feed, compute, teacher=teacher.get("teacher"))
 
     def seconds(self, steps: int, *, run_in: bool) -> float:
         """Wall time of so many steps, from an idle device to an idle device.
@@ -118,25 +130,32 @@ def _feed(dataset: Dataset, compute: Compute, *, cached: bool, batch_size: int, 
 
 
 def _steps(
-    stage: Stage, regime: Regime, feed: Feed, compute: Compute, teacher: nn.Module | None
+    stages: Sequence[tuple[Stage, Regime]], feed: Feed, compute: Compute, teacher: nn.Module | None
 ) -> Generator[None, None, None]:
     """The loop; it pauses after every step."""
     batches = feed.training
     with contextlib.ExitStack() as stack:
         if compute.execution == "compiled":
-            models = [model for model in (stage.learner.student, teacher) if model is not None]
+            models = [stage.learner.student for stage, _ in stages] + ([] if teacher is None else [teacher])
             stack.enter_context(Compilation(silent)).keep(dict.fromkeys(models, ()))
-        run = StageRun(stage, feed, regime, compute=compute, observer=silent, record=None)
+        runs = [
+            StageRun(stage, feed, regime, compute=compute, observer=silent, record=None) for stage, regime in stages
+        ]
+        seeds = partial(dropout_seed, SEED, stages[0][0].role)
         program = Program(batches, compute, observer=silent)
         for epoch in itertools.count():
-            run.begin_epoch(anew=True)
-            program.begin_epoch([run.step], [stage.guidance], epoch)
+            for run in runs:
+                run.begin_epoch(anew=True)
+            program.begin_epoch([run.step for run in runs], [stage.guidance for stage, _ in stages], epoch)
             raws = itertools.chain(batches.raw(epoch), [None])
             for number, (raw, following) in enumerate(itertools.pairwise(raws)):
                 assert raw is not None
-                run.set_clock(number)
-                program(raw, dropout_seed(SEED, stage.role, epoch * batches.steps_per_epoch + number), following)
-                run.look(number)
+                for run in runs:
+                    run.set_clock(number)
+                program(raw, seeds(epoch * batches.steps_per_epoch + number), following)
+                for run in runs:
+                    run.look(number)
                 yield
             program.end_epoch(batches.left_out(epoch))
-            run.end_epoch(0.0)
+            for run in runs:
+                run.end_epoch(0.0)

@@ -26,6 +26,7 @@ class Measured:
         warm_up_seconds: Until its steps were as they are later.
         peak_memory_bytes: That it added to what was there; None where that is not known.
         bound: Images a second that the device could do at best.
+        num_students: That learn side by side; images are counted once for each.
     """
 
     rates: Sequence[float]
@@ -33,6 +34,7 @@ class Measured:
     warm_up_seconds: float
     peak_memory_bytes: int | None
     bound: float
+    num_students: int
 
 
 def result_rows(case: Case, measured: Mapping[str, Measured], *, batch_size: int) -> list[dict[str, Any]]:
@@ -44,9 +46,9 @@ def result_rows(case: Case, measured: Mapping[str, Measured], *, batch_size: int
         batch_size: Images a step.
 
     Returns:
-        One record a path: "work", "method", "path", "batch_size", "images_per_second" (median over rounds), "ratio"
-        (to the classic path's), "spread" ([lowest, highest] ratio within one round), "rounds", "steps",
-        "warm_up_seconds", "peak_memory_bytes", "bound_images_per_second" and "share_of_bound" (0..1).
+        One record a path: "work", "method", "path", "batch_size", "students", "images_per_second" (median over
+        rounds), "ratio" (to the classic path's), "spread" ([lowest, highest] ratio within one round), "rounds",
+        "steps", "warm_up_seconds", "peak_memory_bytes", "bound_images_per_second" and "share_of_bound" (0..1).
     """
     classic = measured[CLASSIC].rates
     rows = []
@@ -59,6 +61,7 @@ def result_rows(case: Case, measured: Mapping[str, Measured], *, batch_size: int
                 "method": case.method,
                 "path": path,
                 "batch_size": batch_size,
+                "students": found.num_students,
                 "images_per_second": rate,
                 "ratio": rate / statistics.median(classic),
                 "spread": [min(ratios), max(ratios)],

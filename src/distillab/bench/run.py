@@ -46,9 +46,9 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
         observer: Is told of each comparison.
 
     Returns:
-        Ready for JSON: versions and device (as in a run's `env.json`), "batch_size", "precision" and "execution" of
-        our paths, "data", "classic_workers" (0 or 2, whichever was faster), "rates" (of the device), "rows" (see
-        `result_rows`) and "seconds".
+        Ready for JSON: versions and device (as in a run's `env.json`), "batch_size", "students", "precision" and
+        "execution" of our paths, "data", "classic_workers" (0 or 2, whichever was faster), "rates" (of the device),
+        "rows" (see `result_rows`) and "seconds".
 
     Raises:
         ConfigError: A name is unknown, or settings do not fit together.
@@ -74,6 +74,7 @@ def run_bench(config: BenchConfig, *, observer: Observer = silent) -> dict[str, 
         return {
             **environment(compute.device, torch.get_num_threads()),
             "batch_size": config.batch_size,
+            "students": config.students,
             "precision": bench.precision,
             "execution": compute.execution,
             "data": bench.dataset.name,
@@ -152,7 +153,8 @@ class _Bench:
                 seconds=seconds - (time.perf_counter() - started),
             )
             loops = {path: found.loop for path, found in warm.items()}
-            rates = take_turns(loops, turns, rounds=rounds, batch_size=self._config.batch_size)
+            images_a_step = {path: self._num_students(path) * self._config.batch_size for path in loops}
+            rates = take_turns(loops, turns, rounds=rounds, images_a_step=images_a_step)
             bounds = {path: self._bound(case, path, loop) for path, loop in loops.items()}
         measured = {
             path: Measured(
@@ -161,6 +163,7 @@ class _Bench:
                 warm_up_seconds=found.seconds,
                 peak_memory_bytes=found.peak_memory_bytes,
                 bound=bounds[path],
+                num_students=self._num_students(path),
             )
             for path, found in warm.items()
         }
@@ -210,7 +213,11 @@ class _Bench:
             cached=cached,
             batch_size=self._config.batch_size,
             steps_per_epoch=steps_per_epoch,
+            num_students=self._num_students(LIVE),
         )
+
+    def _num_students(self, path: str) -> int:
+        return 1 if path == CLASSIC else self._config.students
 
     def _bound(self, case: Case, path: str, loop: Loop) -> float:
         """What the device could do at best with a path's work, in the path's precision.
@@ -219,11 +226,12 @@ class _Bench:
         """
         needs = training_needs(build(case.student, self.dataset), IMAGE_SIZE)
         if case.teacher is not None and path != CACHED:
-            needs += inference_needs(build(case.teacher, self.dataset), IMAGE_SIZE)
+            asked = inference_needs(build(case.teacher, self.dataset), IMAGE_SIZE)
+            needs += asked.shared_by(self._num_students(path))
         return bound(
             needs,
             self.rates,
             dtype=torch.float32 if path == CLASSIC else self._dtype,
-            batch_size=self._config.batch_size,
+            batch_size=self._config.batch_size * self._num_students(path),
             launches=count_launches(loop, self._device),
         )

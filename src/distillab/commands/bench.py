@@ -44,11 +44,12 @@ def bench(
 
 def show(screen: Screen, result: Mapping[str, Any]) -> None:
     """Show what a benchmark has come to."""
+    together = f", {result['students']} students side by side" if result["students"] > 1 else ""
     screen.show(
         result,
         Table(_COLUMNS, tuple(_cells(row) for row in result["rows"])),
         f"batch {result['batch_size']} on {result['device_name']}, {result['threads']} threads; "
-        f"torch {result['versions']['torch']}; ours in {result['precision']}, {result['execution']}; "
+        f"torch {result['versions']['torch']}; ours in {result['precision']}, {result['execution']}{together}; "
         f"the classic loop in float32 with {result['classic_workers']} data workers; "
         f"{result['seconds']:.0f} s in all",
     )
