@@ -107,6 +107,7 @@ def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
         "runs_left": 3,
         "seconds": 8000.0,
         "teacher_seconds": 9.26,
+        "side_by_side": False,
         "bytes": 5 << 20,
         "cache_bytes": 4 << 30,
     }
@@ -117,3 +118,6 @@ def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
         "3 of 6 runs are left: about 2.2 h if nothing else runs here, 9.3 s of it to ask the teacher,"
         " and up to 5 MiB of disk, less than 4.0 GiB more for the teacher's logits"
     )
+    *_, sentence = estimate_tables({**todo, "side_by_side": True})
+    assert isinstance(sentence, str)
+    assert "about 2.2 h one after another, less side by side as they will go, 9.3 s of it" in sentence

@@ -12,6 +12,7 @@ from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
 from distillab.config import AnyConfig, DistillConfig, to_toml
 from distillab.preview import preview
+from distillab.runtime.device import choose_compute
 
 _BYTES_A_PARAMETER = 4
 _COPIES_LEFT = 2  # the last weights and the best ones
@@ -46,8 +47,9 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
     Returns:
         "rows" ({"table", "row", "runs", "left", "seconds" of each by itself}, teachers that are trained being the first
         row, and the trials of a row standing in a table "tuning"), "runs" and "runs_left" of all rows; and of what is
-        left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), "bytes" in the
-        comparison's folder, and "cache_bytes" that teachers' logits may take at most; ready for JSON.
+        left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), "side_by_side" (on a
+        GPU the runs of a group share it, and take less than that), "bytes" in the comparison's folder, and
+        "cache_bytes" that teachers' logits may take at most; ready for JSON.
 
     Raises:
         DistillabError: Whatever a run would stumble over before its first step.
@@ -86,6 +88,7 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
         "runs_left": sum(row["left"] for row in rows),
         "seconds": seconds + teacher_seconds,
         "teacher_seconds": teacher_seconds,
+        "side_by_side": choose_compute(plan.runs[0].config.device).device.type == "cuda",
         "bytes": num_bytes,
         "cache_bytes": int(max(run.config.cache_gib for run in plan.runs) * 2**30),
     }

@@ -219,10 +219,13 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
         )
         for row in todo["rows"]
     )
+    how = (
+        "one after another, less side by side as they will go" if todo["side_by_side"] else "if nothing else runs here"
+    )
     return [
         Table(columns, rows),
-        f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} if nothing else runs"
-        f" here, {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
+        f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} {how},"
+        f" {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
         f" {todo['bytes'] / 2**20:,.0f} MiB of disk, less than {todo['cache_bytes'] / 2**30:.1f} GiB more for the"
         " teacher's logits",
     ]
