@@ -104,9 +104,11 @@ class Difference:
     @property
     def points_per_extra_minute(self) -> float | None:
         """Percentage points gained (negative: lost) a minute that the method trains longer; None if it does not, by a
-        twentieth at least. It is as uncertain as the difference.
+        twentieth at least, or if no difference is shown, which a division by few seconds would only make look large.
         """
         if self.mean is None or self.extra_seconds is None or self.baseline_seconds is None:
+            return None
+        if self.verdict == "no difference shown":
             return None
         if self.extra_seconds <= _CLOCK_NOISE * self.baseline_seconds:
             return None
