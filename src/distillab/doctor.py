@@ -7,8 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from distillab import __version__
-from distillab.runtime.device import choose_compute, has_fast_bfloat16, wait_for
+from distillab.runtime.device import best_seconds, choose_compute, has_fast_bfloat16
 from distillab.runtime.run_dir import RUNS, device_name
 
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "safetensors", "pydantic", "cyclopts", "rich")
@@ -107,31 +106,20 @@ def measure_rates(device: torch.device) -> dict[str, float]:
     side, batch = (4096, 1024) if device.type == "cuda" else (320, 16)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-        seconds = _seconds(lambda a=left, b=right: a @ b, device)  # type: ignore[misc]
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        seconds = best_seconds(lambda a=left, b=right: a @ b, device, budget=_SECONDS_A_RATE)  # type: ignore[misc]
         rates[f"matmul_{name}_teraflops"] = 2 * side**3 / seconds / 1e12
-        images = torch.ones(batch, 64, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        kernel = torch.ones(64, 64, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        seconds = _seconds(lambda x=images, k=kernel: F.conv2d(x, k, padding=1), device)  # type: ignore[misc]
+        images = torch.randn(batch, 64, 32, 32, device=device, dtype=dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        kernel = torch.randn(64, 64, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        seconds = best_seconds(lambda x=images, k=kernel: F.conv2d(x, k, padding=1), device, budget=_SECONDS_A_RATE)  # type: ignore[misc]
         rates[f"convolution_{name}_teraflops"] = 2 * batch * 64 * 64 * 9 * 32 * 32 / seconds / 1e12
-    source = torch.ones(16 * 2**20, device=device)  # float32: 64 MiB
+    source = torch.randn(16 * 2**20, device=device)  # float32: 64 MiB
     target = torch.empty_like(source)
-    seconds = _seconds(lambda: target.copy_(source), device)
+    seconds = best_seconds(lambda: target.copy_(source), device, budget=_SECONDS_A_RATE)
     rates["copy_gigabytes_per_second"] = source.numel() * source.element_size() / seconds / 1e9
     return rates
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time of one piece of work: the best of what fits into a moment, after one to warm up."""
-    work()
-    wait_for(device)
-    best, deadline = float("inf"), time.perf_counter() + _SECONDS_A_RATE
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def _storage(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from distillab.evaluation.cost import count_macs
 from distillab.models.classifier import evaluation_mode
-from distillab.runtime.device import wait_for
+from distillab.runtime.device import best_seconds
 
 _SECONDS_A_RATE = 0.5
 _LAUNCHES = 1000
@@ -50,25 +48,29 @@ def measure_rates(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
         dtypes: Types that products are wanted in.
     """
     flops = {dtype: max(_matmul_rate(device, dtype), _convolution_rate(device, dtype)) for dtype in dtypes}
-    source = torch.ones(2**28 if device.type == "cuda" else 2**24, device=device)
+    source = torch.randn(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    return Rates(flops, moved / _best_seconds(lambda: target.copy_(source), device), _launch_seconds(device))
+    return Rates(
+        flops,
+        moved / best_seconds(lambda: target.copy_(source), device, budget=_SECONDS_A_RATE),
+        _launch_seconds(device),
+    )
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / _best_seconds(lambda: left @ right, device)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / best_seconds(lambda: left @ right, device, budget=_SECONDS_A_RATE)
 
 
 def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
     batch, channels, side = (1024, 256, 32) if device.type == "cuda" else (32, 128, 16)
-    images = torch.ones(batch, channels, side, side, device=device, dtype=dtype)
-    kernels = torch.ones(channels, channels, 3, 3, device=device, dtype=dtype)
+    images = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
+    kernels = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
     images, kernels = (t.contiguous(memory_format=torch.channels_last) for t in (images, kernels))
     flops = 2 * images.numel() * channels * 9
-    return flops / _best_seconds(lambda: F.conv2d(images, kernels, padding=1), device)
+    return flops / best_seconds(lambda: F.conv2d(images, kernels, padding=1), device, budget=_SECONDS_A_RATE)
 
 
 def _launch_seconds(device: torch.device) -> float | None:
@@ -81,20 +83,7 @@ def _launch_seconds(device: torch.device) -> float | None:
     with torch.cuda.device(device), torch.cuda.graph(graph):
         for _ in range(_LAUNCHES):
             place.add_(1)
-    return _best_seconds(graph.replay, device) / _LAUNCHES
-
-
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time of one piece of work: the best of what fits into a moment, after one to warm up."""
-    work()
-    wait_for(device)
-    best, deadline = float("inf"), time.perf_counter() + _SECONDS_A_RATE
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        best = min(best, time.perf_counter() - started)
-    return best
+    return best_seconds(graph.replay, device, budget=_SECONDS_A_RATE) / _LAUNCHES
 
 
 @dataclass(frozen=True)

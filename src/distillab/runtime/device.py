@@ -8,7 +8,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +108,25 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def best_seconds(work: Callable[[], object], device: torch.device, *, budget: float) -> float:
+    """Time of one piece of work: the best of what fits into the budget, once at least, after one to warm up.
+
+    Args:
+        work: Is done from an idle device to an idle device.
+        device: Where.
+        budget: Seconds.
+    """
+    work()
+    wait_for(device)
+    best, deadline = float("inf"), time.perf_counter() + budget
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

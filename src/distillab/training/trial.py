@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from distillab.data.batch import Batch
 from distillab.guidance.live import LiveTeacher
 from distillab.runtime.capture import CannotCaptureError, Capture
-from distillab.runtime.device import Compute, wait_for
+from distillab.runtime.device import Compute, best_seconds
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.training.config import Regime
 from distillab.training.optimizer import make_optimizer
@@ -22,6 +21,7 @@ from distillab.training.step import Step, trainable
 
 _TRIAL_IMAGES = 16
 _TRIALS = 4  # the quickest counts: what else the machine does makes the others longer
+_BUDGET = 0.05  # seconds for each part of a recorded step
 _LONGEST_TRIAL_SECONDS = 1.0  # a step that is likely to take longer is tried with a few images only
 
 
@@ -63,15 +63,7 @@ def _recorded_seconds(
     ask = Capture(lambda: teacher(batch) if teacher else None, device=device)
     answer = ask()
     learn = Capture(lambda: step(batch, answer), device=device, state=step.state)
-
-    def timed(work: Callable[[], object]) -> float:
-        wait_for(device)
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        return time.perf_counter() - started
-
-    own, asking = (min(timed(work) for _ in range(_TRIALS)) for work in (learn, ask))
+    own, asking = (best_seconds(work, device, budget=_BUDGET) for work in (learn, ask))
     return own, asking if teacher else 0.0
 
 
