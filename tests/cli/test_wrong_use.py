@@ -238,7 +238,7 @@ WRONG = (
     Wrong("a device that is not here", "distillab train --device cuda:99", 2),
     Wrong("an unknown model", "distillab train --model cnn61", 2),
     Wrong("a module that does not exist", "distillab train --allow-code --model no_such_package.models:tiny", 2),
-    Wrong("a function that does not exist", "distillab train --allow-code --model os.path:tiny", 2),
+    Wrong("a function that does not exist", "distillab train --allow-code --model json:tiny", 2),
     Wrong("a function that makes no model", "distillab train --allow-code --model builtins:dict", 2),
     Wrong("images of a size that the model does not take", "distillab train --image-size 64 --model cnn16", 2),
     Wrong("a data set that is misspelt", "distillab train --data cifr10", 2),
