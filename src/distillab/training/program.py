@@ -120,6 +120,7 @@ class Program:
             raise CannotCaptureError("the batches are of several sizes")
         self._front.take(raw)
         if following is not None and self._front.fits(following):
+            self._seed(seed)  # a replay may write down the generator's state even if it draws nothing: no other one
             self._front.begin(following)
         if self._device.type == "cuda" and len(self._steps) > 1:
             self._side_by_side(seed)
