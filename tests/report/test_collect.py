@@ -259,7 +259,7 @@ def test_one_seed_shows_nothing_and_says_what_chance_is(tmp_path: Path) -> None:
     )
     assert "more seeds are needed" in more
     write_run(tmp_path / "mbd-soft", "mbd-soft", top1=0.7)
-    assert said(collect([tmp_path]))[0].startswith("mbd-soft is 20.0 points below the student alone, more than")
+    assert said(collect([tmp_path]))[0].startswith("mbd-soft is 20.00 points below the student alone, more than")
 
 
 def test_models_alone_are_not_compared(tmp_path: Path) -> None:

@@ -40,15 +40,15 @@ def _one_seed(compared: Sequence[tuple[Variant, Variant]]) -> str:
     num_images = alone.first.result.test.num_samples
     low, high = wilson_interval(alone.top1, num_images)
     chance = math.sqrt(2) * (high - low) / 2
-    images = f"the {100 * chance:.1f} points that {num_images:,} test images leave to chance"
+    images = f"the {100 * chance:.2f} points that {num_images:,} test images leave to chance"
     if abs(difference) <= chance:
         return (
             "No method is shown to differ from the student alone: the largest difference, "
-            f"{100 * difference:+.1f} points ({largest.name}), lies within {images}."
+            f"{100 * difference:+.2f} points ({largest.name}), lies within {images}."
         )
     verb = "above" if difference > 0 else "below"
     return (
-        f"{largest.name} is {100 * abs(difference):.1f} points {verb} the student alone, more than {images}, "
+        f"{largest.name} is {100 * abs(difference):.2f} points {verb} the student alone, more than {images}, "
         "but with one seed that shows no difference of methods."
     )
 

@@ -75,9 +75,9 @@ def find_runs(paths: Iterable[Path]) -> Folders:
                 )
         mine = [folder for folder in found if not is_comparison(folder)]
         if not mine:
-            there = path.is_dir()
+            there = "this is a file, no folder" if path.exists() else "there is no such folder"
             raise StorageError(
-                "there is no run folder in this folder" if there else "there is no such folder",
+                "there is no run folder in this folder" if path.is_dir() else there,
                 where=shown_path(path),
                 hint="give run folders, which hold a config.toml, or a folder that holds them",
             )
