@@ -255,7 +255,7 @@ def test_one_seed_shows_nothing_and_says_what_chance_is(tmp_path: Path) -> None:
     write_run(tmp_path / "st", "st", top1=0.91)
     headline, more = said(collect([tmp_path]))
     assert headline.startswith(
-        "No method is shown to differ from the student alone: the largest difference, +1.0 points"
+        "No method is shown to differ from the student alone: the largest difference, +1.00 points"
     )
     assert "more seeds are needed" in more
     write_run(tmp_path / "mbd-soft", "mbd-soft", top1=0.7)
