@@ -329,6 +329,20 @@ def test_a_recorded_step_learns_from_its_own_batch_whatever_was_said_to_follow()
     assert all(same(found[0], other) for other in found[1:])
 
 
+@pytest.mark.parametrize(("execution", "ahead"), [("eager", 0), ("captured", 1)])
+def test_a_batch_is_asked_for_early_only_where_it_can_be_begun(execution, ahead):
+    """A loader may fill one buffer again and again."""
+    place = job("st", execution=execution).place
+    program = Program(place.feed.training, place.compute, observer=place.observer)
+    asked = []
+    raws = ((asked.append(number), (torch.tensor(number),))[1] for number in range(4))
+    for number, (raw, following) in enumerate(program.with_following(raws)):
+        assert raw[0].item() == number
+        assert len(asked) == min(4, number + 1 + ahead)
+        assert (following is None) == (not ahead or number == 3)
+    assert list(program.with_following([])) == []
+
+
 def test_a_step_that_cannot_be_recorded_runs_eagerly_and_says_so(monkeypatch):
     def refuse(*args, **kwargs):
         raise CannotCaptureError("it waits for the device")

@@ -143,13 +143,12 @@ def _steps(
         ]
         seeds = partial(dropout_seed, SEED, stages[0][0].role)
         program = Program(batches, compute, observer=silent)
+        stack.callback(program.close)
         for epoch in itertools.count():
             for run in runs:
                 run.begin_epoch(anew=True)
             program.begin_epoch([run.step for run in runs], [stage.guidance for stage, _ in stages], epoch)
-            raws = itertools.chain(batches.raw(epoch), [None])
-            for number, (raw, following) in enumerate(itertools.pairwise(raws)):
-                assert raw is not None
+            for number, (raw, following) in enumerate(program.with_following(batches.raw(epoch))):
                 for run in runs:
                     run.set_clock(number)
                 program(raw, seeds(epoch * batches.steps_per_epoch + number), following)

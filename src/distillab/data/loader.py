@@ -152,7 +152,11 @@ class LoaderBatches:
             _check_classes(labels, self._num_classes)
         self._is_checked = True
         there = images, labels, *(() if indices is None else (indices,))
-        return tuple(part.to(self._device, non_blocking=True) for part in there)
+        moved = tuple(part.to(self._device, non_blocking=True) for part in there)
+        if self._device.type == "cuda":
+            # What is there already may be a buffer that the loader fills again, while steps are a batch behind.
+            moved = tuple(new.clone() if new is old else new for new, old in zip(moved, there, strict=True))
+        return moved
 
 
 def _parts(item: Any) -> tuple[Any, Any, Any]:

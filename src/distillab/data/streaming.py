@@ -75,6 +75,7 @@ class StreamedImages:
         self._images = images
         self.stored_size: int = images.shape[1]
         self.home = torch.device("cpu")
+        self._copies: torch.cuda.Stream | None = None  # one for all passes: memory belongs to the stream it was made on
 
     def __len__(self) -> int:
         return len(self._images)
@@ -98,7 +99,13 @@ class StreamedImages:
         try:
             ahead = _ahead(map(gathering, positions), _BATCHES_AHEAD)
             gathered = ((some, pixels()) for some, pixels in ahead)
-            yield from _sent(gathered, device) if is_cuda else (_moved(raw, device) for raw in gathered)
+            if is_cuda:
+                if self._copies is None:
+                    # Of another priority than the students', so that it is never one of theirs.
+                    self._copies = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+                yield from _sent(gathered, device, self._copies)
+            else:
+                yield from (_moved(raw, device) for raw in gathered)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -159,9 +166,8 @@ def fits_on_device(nbytes: int, device: torch.device, limit_gib: float | None = 
     return nbytes <= free // 2
 
 
-def _sent(gathered: Iterable[Raw], device: torch.device) -> Iterator[Raw]:
+def _sent(gathered: Iterable[Raw], device: torch.device, copies: torch.cuda.Stream) -> Iterator[Raw]:
     """Batches on a CUDA device, each copied while the device is busy with the one before."""
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(raw: Raw) -> tuple[Raw, torch.cuda.Event]:
         with torch.cuda.stream(copies):

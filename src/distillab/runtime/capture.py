@@ -110,12 +110,14 @@ def _no_garbage_collection() -> Iterator[None]:
 def _recover(stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
     """Make the device usable after a recording that broke off.
 
-    Torch before 2.13 goes on allocating from its pool, and its generator waits for the recording to go on: whoever
-    draws or records next would fail. Ending the first and recording something that works sets both right.
+    Torch before 2.13 goes on allocating from its pool, which nobody would free, and its generator waits for the
+    recording to go on: whoever draws or records next would fail. Ending the first and recording something that works
+    sets both right.
     """
     with contextlib.suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-    works = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream)
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    works = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local")
     with contextlib.suppress(RuntimeError), torch.cuda.stream(stream), works:
         torch.zeros(1, device=stream.device)
 

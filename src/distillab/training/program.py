@@ -18,6 +18,8 @@ from distillab.runtime.device import Compute
 from distillab.runtime.events import Note, Observer
 from distillab.training.step import Step
 
+_SIDE_BY_SIDE = 16  # torch has 32 streams, and who is recorded on one stream shares cuBLAS's memory with others there
+
 Front = tuple[Batch, list[ModelOutput | None]]
 """What comes before the students: the batch, and what their teachers say of it."""
 
@@ -50,7 +52,11 @@ class Program:
         self._view = torch.zeros((), dtype=torch.int64, device=compute.device)
         self._front: _RecordedFront | None = None
         self._backs: list[Capture[None]] = []  # one a step
-        self._streams: list[torch.cuda.Stream] = []
+        self._streams: list[torch.cuda.Stream] = []  # the students'
+        self._front_stream: torch.cuda.Stream | None = None
+        if compute.records and compute.device.type == "cuda":
+            # Another priority, because streams of one priority are dealt out again after 32: it is to be nobody else's.
+            self._front_stream = torch.cuda.Stream(compute.device, priority=-1)  # type: ignore[no-untyped-call]
         self._recorded_for: object = None
         self._steps: Sequence[Step] = ()
         self.own_seconds: list[float] = []
@@ -75,6 +81,26 @@ class Program:
         if (found := (tuple(steps), self._guidance.phase)) != self._recorded_for:
             self._forget()
             self._recorded_for = found
+
+    def with_following(self, raws: Iterable[Raw]) -> Iterator[tuple[Raw, Raw | None]]:
+        """Each batch's parts with those of the batch after it, where that one can begin early.
+
+        Elsewhere without: a loader that fills one buffer again and again would have spoilt this batch by the next.
+        """
+        if not self._captured:
+            yield from ((raw, None) for raw in raws)
+            return
+        waiting: Raw | None = None
+        for raw in raws:
+            if waiting is not None:
+                yield waiting, raw
+            waiting = raw
+        if waiting is not None:
+            yield waiting, None
+
+    def close(self) -> None:
+        """Let go of what was recorded, and have the device's queue wait for a batch that is still being made."""
+        self._forget()
 
     def end_epoch(self, left_out: Iterable[Batch]) -> None:
         """Let guidance that keeps answers complete the view."""
@@ -104,6 +130,8 @@ class Program:
                 step(batch, guide)
 
     def _forget(self) -> None:
+        if self._front is not None:
+            self._front.settle()
         self._front = None
         self._backs = []
 
@@ -132,19 +160,21 @@ class Program:
 
     def _side_by_side(self, seed: int) -> None:
         main = torch.cuda.current_stream(self._device)
-        while len(self._streams) < len(self._backs):
+        while len(self._streams) < min(len(self._backs), _SIDE_BY_SIDE):
             self._streams.append(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
-        for stream, back in zip(self._streams, self._backs, strict=False):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                # Graphs that read the generator's state from one place may overlap: all put the same there.
-                self._seed(seed)
-                back()
-        for stream in self._streams[: len(self._backs)]:
-            main.wait_stream(stream)
+        for start in range(0, len(self._backs), _SIDE_BY_SIDE):
+            backs = self._backs[start : start + _SIDE_BY_SIDE]
+            for stream, back in zip(self._streams, backs, strict=False):
+                stream.wait_stream(main)
+                with torch.cuda.stream(stream):
+                    # Graphs that read the generator's state from one place may overlap: all put the same there.
+                    self._seed(seed)
+                    back()
+            for stream in self._streams[: len(backs)]:
+                main.wait_stream(stream)
 
     def _record(self, raw: Raw) -> None:
-        front = _RecordedFront(self._ask, raw, self._device)
+        front = _RecordedFront(self._ask, raw, self._device, self._front_stream)
         batch, guides = front.taken
         self._backs = [
             Capture(
@@ -187,22 +217,23 @@ class _RecordedFront:
 
     Args:
         ask: The front.
-        raw: What a batch is made of.
+        raw: What a batch is made of; this one is made at once.
         device: Where it runs.
+        stream: Where it runs ahead; None on a CPU.
     """
 
-    def __init__(self, ask: Callable[[Raw], Front], raw: Raw, device: torch.device) -> None:
+    def __init__(
+        self, ask: Callable[[Raw], Front], raw: Raw, device: torch.device, stream: torch.cuda.Stream | None
+    ) -> None:
         self._raw = tuple(tensor.clone() for tensor in raw)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = stream
         self._device = device
         self._make = Capture(lambda: ask(self._raw), device=device)
         made = self._make()
-        self.taken = copy.deepcopy(made)
-        copies = {
-            id(source): (target, source) for target, source in zip(*map(tensors_in, (self.taken, made)), strict=True)
-        }
-        self._targets, self._sources = (list(tensors) for tensors in zip(*copies.values(), strict=True))
-        self._under_way: Raw | None = None
+        self._under_way: Raw | None = raw
+        copies = {id(source): (source, source.detach().clone()) for source in tensors_in(made)}
+        self._sources, self._targets = (list(tensors) for tensors in zip(*copies.values(), strict=True))
+        self.taken = copy.deepcopy(made, {key: target for key, (_, target) in copies.items()})
 
     def fits(self, raw: Raw) -> bool:
         """Whether a batch has the size of the one that was recorded."""
@@ -210,6 +241,7 @@ class _RecordedFront:
 
     def begin(self, raw: Raw) -> None:
         """Start to make the next batch; what was taken stays as it is."""
+        self.settle()
         for place, value in zip(self._raw, raw, strict=True):
             place.copy_(value, non_blocking=True)
         if self._stream is None:
@@ -224,7 +256,11 @@ class _RecordedFront:
         """Take the batch that is made of this, which may have begun."""
         if self._under_way is not raw:
             self.begin(raw)
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self.settle()
         torch._foreach_copy_(self._targets, self._sources)
+
+    def settle(self) -> None:
+        """Let what is queued from now on wait for a batch that is being made."""
+        if self._under_way is not None and self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._under_way = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +78,7 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
     observer = lanes[0].observer
     program = Program(feed.training, compute, observer=observer)
     with isolated_generators(compute.device), contextlib.ExitStack() as stack:
+        stack.callback(program.close)
         compilation = None
         if compute.execution == "compiled":
             compilation = stack.enter_context(Compilation(observer))
@@ -194,9 +194,8 @@ def _run_epoch(
     runs = [one.begin_epoch(anew=not first) for one in current]
     program.begin_epoch([run.step for run in runs], [run.stage.guidance for run in runs], at.epoch)
     role, steps_per_epoch = runs[0].stage.role, feed.training.steps_per_epoch
-    raws = itertools.chain(feed.training.raw(at.epoch, start_step=first), [None])
-    for number, (raw, following) in enumerate(itertools.pairwise(raws), start=first):
-        assert raw is not None
+    raws = program.with_following(feed.training.raw(at.epoch, start_step=first))
+    for number, (raw, following) in enumerate(raws, start=first):
         for run in runs:
             run.set_clock(number)
         program(raw, dropout_seed(seed, role, at.epoch * steps_per_epoch + number), following)

@@ -60,11 +60,12 @@ def seconds_per_step(stage: Stage, feed: Feed, regime: Regime, compute: Compute)
 def _recorded_seconds(
     step: Step, teacher: LiveTeacher | None, batch: Batch, device: torch.device
 ) -> tuple[float, float]:
-    ask = Capture(lambda: teacher(batch) if teacher else None, device=device)
-    answer = ask()
+    answer, asking = None, 0.0
+    if teacher is not None:
+        ask = Capture(lambda: teacher(batch), device=device)
+        answer, asking = ask(), best_seconds(ask, device, budget=_BUDGET)
     learn = Capture(lambda: step(batch, answer), device=device, state=step.state)
-    own, asking = (best_seconds(work, device, budget=_BUDGET) for work in (learn, ask))
-    return own, asking if teacher else 0.0
+    return best_seconds(learn, device, budget=_BUDGET), asking
 
 
 def _eager_seconds(step: Step, teacher: LiveTeacher | None, batch: Batch) -> tuple[float, float]:
