@@ -32,6 +32,9 @@ def test_models_are_compiled_for_as_long_as_they_are_wanted():
         )
         compilation.release(second)
         assert not is_compiled(second)
+        with compilation.paused(teacher), compilation.paused(first):
+            assert not is_compiled(teacher)
+        assert is_compiled(teacher)
     assert not is_compiled(teacher)
 
 

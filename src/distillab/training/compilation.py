@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,6 +61,18 @@ class Compilation:
                 self._blocks[model] = [b for b in repeated_blocks(model) if b._compiled_call_impl is None]
                 for block in self._blocks[model]:
                     block._compiled_call_impl = torch.compile(_call(block), dynamic=False)
+
+    @contextlib.contextmanager
+    def paused(self, model: nn.Module) -> Iterator[None]:
+        """Let a model run as it did before inside: it is validated in less time than it is compiled for that."""
+        compiled = {block: block._compiled_call_impl for block in self._blocks.get(model, ())}
+        for block in compiled:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, call in compiled.items():
+                block._compiled_call_impl = call
 
     def release(self, model: nn.Module) -> None:
         """Let a model run as it did before, if it is compiled."""

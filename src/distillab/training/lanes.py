@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class LaneRun:
     def end_epoch(self, seconds: float) -> None:
         """After the last step."""
         if self.run is not None and self.lane.error is None:
-            with self._leaving_on_bad_numbers():
+            student, compilation = self.run.stage.learner.student, self._compilation
+            with self._leaving_on_bad_numbers(), compilation.paused(student) if compilation else nullcontext():
                 self.run.end_epoch(seconds)
 
     @contextlib.contextmanager
