@@ -102,7 +102,11 @@ class Needs:
         return Needs(self.flops + other.flops, self.values + other.values)
 
     def shared_by(self, count: int) -> Needs:
-        """The part of each of so many for whom it is done once."""
+        """The part of each of so many for whom it is done once.
+
+        Args:
+            count: How many.
+        """
         return Needs(self.flops / count, self.values / count)
 
 

@@ -122,21 +122,23 @@ def conduct_groups(
     configs = [run.config for run in plan.runs]
     _take_finished(plan, configs, expected)
     check_finished(configs, expected)
-    work = partial(conduct_group, command=command, allow_code=allow_code, force=force)
+    work = partial(_conduct_group, plan, command=command, allow_code=allow_code, force=force)
     tasks = [
         Task(str(group.folder.relative_to(plan.folder)), group.runs[0].config, partial(work, group))
         for group in plan.groups
         if _missing(group)
     ]
     for _ in spread(tasks):
-        if len(plan.teachers) > 1:  # who has no teacher comes out the same beside each of them
-            _take_finished(plan, configs, expected)
+        pass
 
 
-def conduct_group(group: Group, observer: Observer, *, command: Words, allow_code: bool, force: bool) -> None:
+def _conduct_group(
+    plan: ComparisonPlan, group: Group, observer: Observer, *, command: Words, allow_code: bool, force: bool
+) -> None:
     """Carry out what is missing of a group: go on with what was begun, then begin the rest.
 
     Args:
+        plan: The whole.
         group: Its runs.
         observer: Is told of progress.
         command: Words of the command line, for the record.
@@ -146,9 +148,12 @@ def conduct_group(group: Group, observer: Observer, *, command: Words, allow_cod
     Raises:
         DistillabError: As `conduct_groups`.
     """
+    expected = Expected(observer, allow_code=allow_code)
+    if len(plan.teachers) > 1:  # who has no teacher comes out the same beside each of them, and may be there by now
+        _take_finished(plan, [run.config for run in group.runs], expected)
     missing = _missing(group)
     observer(Note(f"{group.folder.name}: {len(missing)} of {len(group.runs)} runs are left"))
-    begun = _begun(group, Expected(observer, allow_code=allow_code), allow_code=allow_code)
+    begun = _begun(group, expected, allow_code=allow_code)
     if begun:
         outcomes = resume(group.folder, observer=observer, command=command, allow_code=allow_code, force=force)
         _tell_diverged(begun, outcomes, observer)

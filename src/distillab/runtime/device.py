@@ -77,9 +77,9 @@ _STEPS_WORTH_COMPILING = 100_000  # a minute, at half a millisecond a step
 def choose_execution(wanted: Execution, device: torch.device, num_steps: int) -> Execution:
     """Pick how steps are run: what is quickest in all, warm-up included.
 
-    On a GPU a capture costs seconds and compilation a minute or more, so it depends on how many steps there are to
-    pay for them. On a CPU, compilation needs a C++ compiler, which few users have at hand, so "auto" does not compile
-    there.
+    On a GPU a capture costs seconds and compilation up to a minute or more, so it depends on how many steps there are
+    to pay for them. On a CPU, compilation needs a C++ compiler, which few users have at hand, so "auto" does not
+    compile there.
 
     Args:
         wanted: "auto", or one that is taken as it is.
@@ -117,6 +117,9 @@ def best_seconds(work: Callable[[], object], device: torch.device, *, budget: fl
         work: Is done from an idle device to an idle device.
         device: Where.
         budget: Seconds.
+
+    Returns:
+        Seconds.
     """
     work()
     wait_for(device)

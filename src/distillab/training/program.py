@@ -86,6 +86,9 @@ class Program:
         """Each batch's parts with those of the batch after it, where that one can begin early.
 
         Elsewhere without: a loader that fills one buffer again and again would have spoilt this batch by the next.
+
+        Args:
+            raws: Of an epoch, in order.
         """
         if not self._captured:
             yield from ((raw, None) for raw in raws)
