@@ -12,9 +12,9 @@ from distillab.config import DistillConfig, TrainConfig, alone, is_weight_source
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.execution import Job
 from distillab.preparation import baseline_stage
-from distillab.run import build_models, learners_regimes
+from distillab.run import Teachers, build_models, learners_regimes
 from distillab.runtime.events import Observer, silent
-from distillab.scene import Scene, open_scene
+from distillab.scene import Scene, open_scenes
 from distillab.stages import find_plan
 from distillab.training.averaging import STATISTICS_IMAGES
 from distillab.training.config import Regime, Role
@@ -42,9 +42,34 @@ def preview(
     Raises:
         DistillabError: Whatever the run itself would stumble over before its first step.
     """
-    with open_scene(config, observer, allow_code=allow_code) as scene:
-        models, stages = _train(scene, config) if isinstance(config, TrainConfig) else _distill(scene, config)
-        described = [_describe(scene, stage, regime, dict(models).get("teacher")) for stage, regime in stages]
+    return preview_together([config], allow_code=allow_code, observer=observer)[0]
+
+
+def preview_together(
+    configs: Sequence[TrainConfig | DistillConfig], *, allow_code: bool = False, observer: Observer = silent
+) -> list[dict[str, Any]]:
+    """Build runs that can be carried out together, images and trained teachers once, and say what each would do.
+
+    Args:
+        configs: Resolved settings; see `run_together`.
+        allow_code: Weight files may name code that builds their model.
+        observer: Is told of assumptions.
+
+    Returns:
+        Of each run what `preview` gives, its time being that which it takes by itself.
+
+    Raises:
+        DistillabError: Whatever the runs themselves would stumble over before their first step.
+    """
+    with open_scenes(configs, observer, allow_code=allow_code) as scenes:
+        teachers = Teachers()
+        return [_previewed(scene, teachers) for scene in scenes]
+
+
+def _previewed(scene: Scene, teachers: Teachers) -> dict[str, Any]:
+    config = scene.config
+    models, stages = _train(scene, config) if isinstance(config, TrainConfig) else _distill(scene, config, teachers)
+    described = [_describe(scene, stage, regime, dict(models).get("teacher")) for stage, regime in stages]
     return {
         "config": settings_of(config),
         "data": _data(scene),
@@ -61,9 +86,10 @@ def _train(scene: Scene, config: TrainConfig) -> tuple[Sequence[tuple[Role, nn.M
 
 
 def _distill(
-    scene: Scene, config: DistillConfig
+    scene: Scene, config: DistillConfig, teachers: Teachers
 ) -> tuple[Sequence[tuple[Role, nn.Module]], Iterable[tuple[Stage, Regime]]]:
-    models = build_models(scene, config)
+    # One that is still to be trained is built for each run, since the description of a plan freezes it.
+    models = build_models(scene, config, teachers if is_weight_source(config.teacher) else None)
     regimes = learners_regimes(config)
     first: list[tuple[Stage, Regime]] = []  # described before the rest, which freezes the teacher
     if not is_weight_source(config.teacher):

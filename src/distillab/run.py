@@ -110,7 +110,7 @@ def run_together(
             find_plan(config.method, config.stages)
             is_weight_source(config.teacher)  # before images are read or downloaded
     with open_scenes(configs, observer, allow_code=allow_code, cache=cache) as scenes:
-        teachers = _Teachers()
+        teachers = Teachers()
         runs = [_prepare(scene, teachers) for scene in scenes]
         _tell_apart(runs)
         for number, one in enumerate(runs):
@@ -225,7 +225,7 @@ class _Run:
         return distill_result(self.scene, config, self.models, trained, taught)
 
 
-def _prepare(scene: Scene, teachers: _Teachers) -> _Run:
+def _prepare(scene: Scene, teachers: Teachers) -> _Run:
     config = scene.config
     if isinstance(config, TrainConfig):
         models = {config.role: scene.build(config.model, config.role)}
@@ -244,7 +244,7 @@ def _tell_apart(runs: Sequence[_Run]) -> None:
             one.scene.place = replace(one.scene.place, observer=observer)
 
 
-def build_models(scene: Scene, config: DistillConfig, teachers: _Teachers | None = None) -> dict[Role, nn.Module]:
+def build_models(scene: Scene, config: DistillConfig, teachers: Teachers | None = None) -> dict[Role, nn.Module]:
     """The models of a plan: new ones for those that learn, and the teacher, loaded or to be trained.
 
     Raises:
@@ -257,7 +257,7 @@ def build_models(scene: Scene, config: DistillConfig, teachers: _Teachers | None
     if plan.uses_assistant:
         models["assistant"] = scene.build(config.assistant, "assistant")
     models["student"] = scene.build(config.student, "student")
-    models["teacher"] = (teachers or _Teachers()).get(scene, config)
+    models["teacher"] = (teachers or Teachers()).get(scene, config)
     check_layers(plan, config.distill, models)
     return models
 
@@ -267,7 +267,7 @@ def learners_regimes(config: DistillConfig) -> dict[Role, Regime]:
     return {"student": regime_of(config), "assistant": regime_of(for_role(config, "assistant"))}
 
 
-class _Teachers:
+class Teachers:
     """The teachers of some runs: one model for all runs that name the same one."""
 
     def __init__(self) -> None:

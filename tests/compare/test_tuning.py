@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import tiny
+from distillab import scene
 from distillab.compare.conduct import Expected, conduct_teachers, one_by_one
 from distillab.compare.estimate import estimate
 from distillab.compare.plan import ComparisonConfig, plan_comparison
@@ -256,6 +257,17 @@ def test_the_estimate_counts_trials_and_tuned_runs(tmp_path):
     assert not (tmp_path / "table").exists()
     run(tmp_path / "table", seeds=2, tune=3)
     assert estimate(plan, allow_code=True)["runs_left"] == 0
+
+
+def test_an_estimate_opens_the_images_once_for_runs_that_share_them(tmp_path, monkeypatch):
+    opened = []
+    look = scene.open_dataset
+    monkeypatch.setattr(
+        scene, "open_dataset", lambda *args, **options: (opened.append(args), look(*args, **options))[1]
+    )
+    request = ComparisonConfig(methods=("st", "fitnet", "mbd-soft"), seeds=3)
+    estimate(plan_request(request, RECIPE, {}, tmp_path / "table"), allow_code=True)
+    assert len(opened) == 2, "for the teacher, and for all that learn from it or beside it"
 
 
 @pytest.mark.parametrize("method", PLANS)

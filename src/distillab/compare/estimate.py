@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from distillab.compare.conduct import is_complete
 from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
 from distillab.config import AnyConfig, DistillConfig, to_toml
-from distillab.preview import preview
+from distillab.preview import preview_together
 from distillab.runtime.device import choose_compute
 
 _BYTES_A_PARAMETER = 4
@@ -54,7 +54,10 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
     Raises:
         DistillabError: Whatever a run would stumble over before its first step.
     """
+    whole = with_tuned(plan, {row: {} for row in plan.rows}) if plan.tune else plan
     costs = _Costs(plan, allow_code=allow_code)
+    for group in whole.groups:
+        costs.try_out([run.config for run in group.runs if not is_complete(run.folder)])
     rows: list[dict[str, Any]] = []
     seconds = teacher_seconds = 0.0
     num_bytes = 0
@@ -69,7 +72,6 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
     if plan.teachers:
         left = sum(not is_complete(teacher.output) for teacher in plan.teachers if teacher.output is not None)
         add("", "teacher", len(plan.teachers), left, plan.teachers[0])
-    whole = with_tuned(plan, {row: {} for row in plan.rows}) if plan.tune else plan
     trials = trials_made(plan) if plan.tune else {}
     for table, row in whole.rows:
         runs = [run for run in whole.runs if (run.table, run.row) == (table, row)]
@@ -103,16 +105,26 @@ class _Costs:
         self._allow_code = allow_code
         self._known: dict[str, _Cost] = {}
 
+    def try_out(self, configs: Sequence[AnyConfig]) -> None:
+        """Build runs that can be carried out together, those that are not known yet, and try their steps."""
+        unknown = {key: config for key, config in map(self._any_seed, configs) if key not in self._known}
+        if unknown:
+            seen = preview_together(list(unknown.values()), allow_code=self._allow_code)
+            for (key, config), one in zip(unknown.items(), seen, strict=True):
+                self._known[key] = self._cost(config, one)
+
     def of(self, config: AnyConfig) -> _Cost:
         """What a run takes by itself."""
+        self.try_out([config])
+        return self._known[self._any_seed(config)[0]]
+
+    def _any_seed(self, config: AnyConfig) -> tuple[str, AnyConfig]:
+        """The settings without what makes no difference, and a key that says all of them."""
         changes: dict[str, Any] = {"output": None, "seed": 0}
         if self._untaught is not None and isinstance(config, DistillConfig):
             changes["teacher"] = self._untaught  # built, not loaded: its weights may not be there yet
         config = config.model_copy(update=changes)
-        key = to_toml(config)
-        if key not in self._known:
-            self._known[key] = self._tried(config)
-        return self._known[key]
+        return to_toml(config), config
 
     def of_asking(self, configs: Sequence[AnyConfig]) -> float:
         """Seconds in which teachers are asked for runs that are carried out together."""
@@ -121,8 +133,7 @@ class _Costs:
             longest |= self.of(config).teacher_seconds  # of each role the larger
         return longest.total()
 
-    def _tried(self, config: AnyConfig) -> _Cost:
-        seen = preview(config, allow_code=self._allow_code)
+    def _cost(self, config: AnyConfig, seen: Mapping[str, Any]) -> _Cost:
         learners = {stage["role"] for stage in seen["stages"]}
         if isinstance(config, DistillConfig):
             learners.discard("teacher")  # it is trained once, and not in this run
