@@ -262,10 +262,13 @@ def test_the_estimate_counts_trials_and_tuned_runs(tmp_path):
 def test_an_estimate_opens_the_images_once_for_runs_that_share_them(tmp_path, monkeypatch):
     opened = []
     look = scene.open_dataset
-    monkeypatch.setattr(
-        scene, "open_dataset", lambda *args, **options: (opened.append(args), look(*args, **options))[1]
-    )
-    request = ComparisonConfig(methods=("st", "fitnet", "mbd-soft"), seeds=3)
+
+    def noted(*args, **options):
+        opened.append(args)
+        return look(*args, **options)
+
+    monkeypatch.setattr(scene, "open_dataset", noted)
+    request = ComparisonConfig(methods=("st", "mbd-hard", "mbd-soft"), seeds=3)
     estimate(plan_request(request, RECIPE, {}, tmp_path / "table"), allow_code=True)
     assert len(opened) == 2, "for the teacher, and for all that learn from it or beside it"
 
