@@ -96,9 +96,8 @@ def _graph(
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Nothing old is freed inside: what a finaliser does to the device would break a recording off."""
+    """No cycles are collected inside: what a finaliser does to the device would break a recording off."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
