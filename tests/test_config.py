@@ -51,6 +51,13 @@ def test_a_role_has_its_own_epochs_and_rates_unless_a_flag_says_otherwise():
     assert cfg.resolve_train(recipe, {"role": "teacher", "training": {"epochs": 2}}).training.epochs == 2
 
 
+@pytest.mark.parametrize("role", [[], {}, 3, "pupil"])
+def test_a_role_that_is_none_is_refused_whatever_a_recipe_has_in_its_place(role):
+    with pytest.raises(ConfigError) as caught:
+        cfg.resolve_train({"role": role}, {})
+    assert caught.value.where == "role"
+
+
 def test_the_classic_recipe_trains_alone_and_distils_by_different_schedules():
     recipe = load_recipe("cifar10-cnn-classic")
     alone = cfg.resolve_train(recipe, {})

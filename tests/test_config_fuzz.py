@@ -184,7 +184,8 @@ def check_ends_well_or_is_refused(verb: str, values: Mapping[str, Any], words: S
     if code == 0:
         assert json.loads(out.getvalue())["stages"]
         return code
-    assert code in CODES, (code, said)
+    # A rate that float32 has no number for moves nothing: that ends with the guard's code, which bugs have, too.
+    assert code in CODES or (code == 1 and said.startswith("error: the student did not learn")), (code, said)
     assert out.getvalue() == ""
     assert said.startswith("error: "), said
     assert "Traceback" not in said

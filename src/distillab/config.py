@@ -138,7 +138,8 @@ def resolve_train(recipe: Values, flags: Values) -> TrainConfig:
     if config.distill:  # of no use here, but a wrong name is wrong for every verb
         _options(plan, config)
     settings = settings_of(alone(config, role))
-    named = {"role": role, "model": values.get("model") or settings.get(role, "")}
+    usual = settings.get(role, "") if isinstance(role, str) else ""  # other things than names are refused below
+    named = {"role": role, "model": values.get("model") or usual}
     own = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
     mine = {key: value for key, value in flags.items() if key in TrainConfig.model_fields}
     return check(validated(TrainConfig, merged({**own, **named}, mine)), given=flags)
