@@ -22,7 +22,7 @@ class RoleTraining(Section):
 
     epochs: int | None = Field(None, ge=1, description="Its epochs; the student's if not given.")
     learning_rate: float | None = Field(
-        None, gt=0.0, allow_inf_nan=False, description="Its learning rate; the student's if not given."
+        None, gt=0.0, le=1e38, allow_inf_nan=False, description="Its learning rate; the student's if not given."
     )
     weight_decay: float | None = Field(
         None, ge=0.0, allow_inf_nan=False, description="Its weight decay; the student's if not given."

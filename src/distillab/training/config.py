@@ -17,7 +17,7 @@ class OptimizerConfig(Section):
     """Which optimizer, and its values."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD with momentum, Adam or AdamW.")
-    learning_rate: float = Field(0.05, gt=0.0, allow_inf_nan=False, description="Peak learning rate.")
+    learning_rate: float = Field(0.05, gt=0.0, le=1e38, allow_inf_nan=False, description="Peak learning rate.")
     weight_decay: float = Field(
         5e-4, ge=0.0, allow_inf_nan=False, description="Decay of weights (never of biases and norms)."
     )
