@@ -27,6 +27,7 @@ from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
 from distillab.training.step import Step, trainable
 from distillab.training.trainer import fit
+from distillab.training.trial import seconds_per_step
 
 COMPUTE = choose_compute("cpu", "float32")
 
@@ -327,6 +328,13 @@ def test_a_recorded_step_learns_from_its_own_batch_whatever_was_said_to_follow()
             program(raws[number], number, coming)
         found.append(state(stage.learner.student))
     assert all(same(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("execution", ["eager", "captured"])
+def test_an_estimate_tells_the_teachers_part_of_a_step(execution):
+    work = job("st", execution=execution)
+    stage, regime = next(work.stages("student"))
+    assert min(seconds_per_step(stage, work.place.feed, regime, work.place.compute)) > 0.0
 
 
 @pytest.mark.parametrize(("execution", "ahead"), [("eager", 0), ("captured", 1)])

@@ -70,7 +70,7 @@ def test_models_that_are_read_by_hooks_are_left_as_they_are():
 
 
 def test_blocks_of_torchs_own_layers_reach_the_compiler(monkeypatch):
-    """Torch before 2.12 runs an `nn.Sequential` as it is, without a word, where `Module.compile` is called on it."""
+    """Torch 2.11 runs an `nn.Sequential` as it is, without a word, where `Module.compile` is called on it."""
     graphs = []
 
     def backend(graph, inputs):

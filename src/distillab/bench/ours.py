@@ -143,7 +143,7 @@ def _steps(
         ]
         seeds = partial(dropout_seed, SEED, stages[0][0].role)
         program = Program(batches, compute, observer=silent)
-        stack.callback(program.close)
+        stack.callback(program.forget)
         for epoch in itertools.count():
             for run in runs:
                 run.begin_epoch(anew=True)

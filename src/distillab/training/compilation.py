@@ -88,7 +88,7 @@ class Compilation:
 def _call(block: nn.Module) -> Callable[..., Any]:
     """What a block does when it is called, as a function of this file.
 
-    Torch before 2.12 compiles no frame of its own files, so none of `Module.compile` where a block is an
+    Torch 2.11 compiles no frame of its own files, so none of `Module.compile` where a block is an
     `nn.Sequential` of torch's own layers: it would run as if it had not been compiled.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,10 @@ class LaneRun:
         """After the last step."""
         if self.run is not None and self.lane.error is None:
             student, compilation = self.run.stage.learner.student, self._compilation
-            with self._leaving_on_bad_numbers(), compilation.paused(student) if compilation else nullcontext():
+            with (
+                self._leaving_on_bad_numbers(),
+                compilation.paused(student) if compilation else contextlib.nullcontext(),
+            ):
                 self.run.end_epoch(seconds)
 
     @contextlib.contextmanager

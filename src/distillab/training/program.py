@@ -79,7 +79,7 @@ class Program:
             self._guidance.begin_epoch(epoch, self._batches)
         self._view.fill_(view)
         if (found := (tuple(steps), self._guidance.phase)) != self._recorded_for:
-            self._forget()
+            self.forget()
             self._recorded_for = found
 
     def with_following(self, raws: Iterable[Raw]) -> Iterator[tuple[Raw, Raw | None]]:
@@ -101,10 +101,6 @@ class Program:
         if waiting is not None:
             yield waiting, None
 
-    def close(self) -> None:
-        """Let go of what was recorded, and have the device's queue wait for a batch that is still being made."""
-        self._forget()
-
     def end_epoch(self, left_out: Iterable[Batch]) -> None:
         """Let guidance that keeps answers complete the view."""
         with self._guiding():
@@ -124,7 +120,7 @@ class Program:
                 return
             except CannotCaptureError as error:
                 self._captured = False
-                self._forget()
+                self.forget()
                 self._observer(Note(f"the steps cannot be captured and run eagerly: {error}"))
         batch, guides = self._ask(raw)
         for position, (step, guide) in enumerate(zip(self._steps, guides, strict=True)):
@@ -132,7 +128,8 @@ class Program:
                 self._seed(seed)
                 step(batch, guide)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of what was recorded, and have the device's queue wait for a batch that is still being made."""
         if self._front is not None:
             self._front.settle()
         self._front = None

@@ -78,7 +78,7 @@ def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compu
     observer = lanes[0].observer
     program = Program(feed.training, compute, observer=observer)
     with isolated_generators(compute.device), contextlib.ExitStack() as stack:
-        stack.callback(program.close)
+        stack.callback(program.forget)
         compilation = None
         if compute.execution == "compiled":
             compilation = stack.enter_context(Compilation(observer))
