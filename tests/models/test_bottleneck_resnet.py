@@ -97,12 +97,30 @@ def test_a_bottleneck_is_the_rectified_sum_of_branch_and_shortcut():
     x = torch.randn(2, 64, 8, 8)
     before = x.clone()
     block = model.conv2_x[1]
+    nn.init.ones_(block.residual_function[9].weight)
     torch.testing.assert_close(block(x), (block.residual_function(x) + x).clamp(min=0))
     assert torch.equal(x, before)
 
 
-def test_gradients_reach_every_parameter():
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_new_block_passes_its_shortcut_on(name):
+    model = build_model(name, 10)
+    x = torch.randn(2, 4 * WIDTHS[name], 4, 4)
+    narrows, keeps = model.conv3_x[0], model.conv2_x[1]
+    with torch.no_grad():
+        assert torch.equal(keeps(x), x.relu())
+        assert torch.equal(narrows(x), narrows.shortcut(x).relu())
+    for stage in (model.conv2_x, model.conv3_x, model.conv4_x, model.conv5_x):
+        for block in stage:
+            assert not block.residual_function[9].weight.any()
+            assert block.residual_function[5].weight.all()
+
+
+def test_gradients_reach_every_parameter_once_the_residual_branches_take_part():
     model = build_model("resnet98", 10)
+    for name, parameter in model.named_parameters():
+        if name.endswith("residual_function.9.weight"):
+            nn.init.ones_(parameter)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 

@@ -18,7 +18,8 @@ class Bottleneck(nn.Module):
     y = relu(residual_function(x) + shortcut(x))
 
     Source: He, Zhang, Ren, Sun 2015, arXiv:1512.03385, figure 5; with the stride on the 3x3 convolution, and
-    dropout after each BatchNorm of the residual branch.
+    dropout after each BatchNorm of the residual branch. The branch's last scale begins at zero, so that a new
+    block passes relu(shortcut(x)) on: Goyal et al. 2017, arXiv:1706.02677, section 5.1.
 
     Args:
         in_channels: Channels of x.
@@ -31,6 +32,9 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         out_channels = width * self.expansion
+        last_norm = nn.BatchNorm2d(out_channels)
+        # So deep, and with dropout in each branch, it hardly begins to learn otherwise: decision 0014.
+        nn.init.zeros_(last_norm.weight)
         self.residual_function = nn.Sequential(
             nn.Conv2d(in_channels, width, 1, bias=False),
             nn.BatchNorm2d(width),
@@ -41,7 +45,7 @@ class Bottleneck(nn.Module):
             Dropout(DROPOUT),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            last_norm,
             Dropout(DROPOUT),
         )
         self.shortcut = nn.Sequential()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-NUMERICS = 3
+NUMERICS = 4
 """Raised by every change after which a run from the same settings comes out otherwise: see *Numerics* in the changelog.
 A run that was saved under another number does not go on unless it is forced."""
 
