@@ -19,8 +19,8 @@ from distillab.report.collect import Collection, Place, Variant
 from distillab.report.disagreement import disagreements
 from distillab.report.document import Document
 from distillab.report.look import Calibration, Look
-from distillab.report.run_record import Cost, Environment, Epoch, Result, Run, Scores, Timing
 from distillab.report.sections import build_document
+from distillab.results.run_record import Cost, Environment, Epoch, Result, Run, Scores, Timing
 
 METHODS = ("st", "fitnet", "takd", "multi", "mbd-delta", "mbd-hard", "mbd-soft")
 DIGITS = tuple("0123456789")

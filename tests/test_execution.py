@@ -26,8 +26,8 @@ from distillab.training.compilation import repeated_blocks
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
 from distillab.training.step import Step, trainable
-from distillab.training.trainer import fit
 from distillab.training.trial import seconds_per_step
+from one_stage import fit
 
 COMPUTE = choose_compute("cpu", "float32")
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import tiny
 from distillab import inference
-from distillab.commands.using import settings_of_run
+from distillab.commands.evaluate import settings_of_run
 from distillab.config import resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, NonFiniteLossError, ShapeError
 from distillab.inference import evaluate_file, predict_files

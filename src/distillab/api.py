@@ -211,7 +211,8 @@ def evaluate(
         batches = LoaderBatches(data, device=compute.device)
     for one in models.values():
         one.to(compute.device)
-    return evaluate_batches(model, batches, teacher=teacher, autocast_dtype=compute.autocast_dtype)
+    with computing(compute, None):
+        return evaluate_batches(model, batches, teacher=teacher, autocast_dtype=compute.autocast_dtype)
 
 
 def _config(settings: Mapping[str, Any], seed: int, device: str) -> RunConfig:

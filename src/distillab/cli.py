@@ -13,15 +13,15 @@ from distillab.terminal import Screen
 _VERBS = (
     ("train", "train:train", "Train one model alone: a teacher, an assistant or a student."),
     ("distill", "distill:distill", "Distil a teacher into a student, by any method."),
-    ("evaluate", "using:evaluate", "Measure a saved model on test images."),
-    ("predict", "using:predict", "Say what a saved model sees in images: CSV or JSON."),
+    ("evaluate", "evaluate:evaluate", "Measure a saved model on test images."),
+    ("predict", "predict:predict", "Say what a saved model sees in images: CSV or JSON."),
     ("compare", "compare:compare", "Compare methods over seeds with the student alone, and say what is shown."),
     ("report", "report:report", "Describe runs in one page: results, models, images, how to make them again."),
     ("resume", "resume:resume", "Let a run go on that was stopped, from its last checkpoint."),
     ("verify", "verify:verify", "Check a run's files and numbers, and replay an epoch of its log."),
-    ("demo", "showing:demo", "Train a teacher and students by all methods, and compare them."),
+    ("demo", "demo:demo", "Train a teacher and students by all methods, and compare them."),
     ("bench", "bench:bench", "Time the classic training loop and our own in turns: images/s, memory, bounds."),
-    ("doctor", "showing:doctor", "What this machine has and what is fast on it."),
+    ("doctor", "doctor:doctor", "What this machine has and what is fast on it."),
 )
 _ARGUMENTS = {
     "evaluate": " SOURCE",
@@ -120,7 +120,7 @@ def build_app(words: Sequence[str], screen: Screen) -> App:
         name="list", help="What there is: methods, models, data sets, recipes.", help_epilogue=_epilogue("list")
     )
     for name in _LISTS:
-        lists.command(f"distillab.commands.showing:list_{name}", name=name)
+        lists.command(f"distillab.commands.list:list_{name}", name=name)
     app.command(lists)
     app.register_install_completion_command(help="Teach this shell to complete distillab's words.")
     return app

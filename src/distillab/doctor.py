@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from distillab import __version__
-from distillab.runtime.device import best_seconds, choose_compute, has_fast_bfloat16
+from distillab.runtime.device import choose_compute, has_fast_bfloat16
+from distillab.runtime.rates import convolution_rate, copy_rate, matmul_rate
 from distillab.runtime.run_dir import RUNS, device_name
 
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "safetensors", "pydantic", "cyclopts", "rich")
@@ -100,25 +100,17 @@ def measure_rates(device: torch.device) -> dict[str, float]:
 
     Returns:
         "matmul_<type>_teraflops" and "convolution_<type>_teraflops" for float32 and bfloat16 (a multiplication and an
-        addition are two), "copy_gigabytes_per_second".
+        addition are two), "copy_gigabytes_per_second" (what is read and what is written, both counted).
     """
     rates: dict[str, float] = {}
     side, batch = (4096, 1024) if device.type == "cuda" else (320, 16)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        seconds = best_seconds(lambda a=left, b=right: a @ b, device, budget=_SECONDS_A_RATE)  # type: ignore[misc]
-        rates[f"matmul_{name}_teraflops"] = 2 * side**3 / seconds / 1e12
-        images = torch.randn(batch, 64, 32, 32, device=device, dtype=dtype).contiguous(
-            memory_format=torch.channels_last
-        )
-        kernel = torch.randn(64, 64, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        seconds = best_seconds(lambda x=images, k=kernel: F.conv2d(x, k, padding=1), device, budget=_SECONDS_A_RATE)  # type: ignore[misc]
-        rates[f"convolution_{name}_teraflops"] = 2 * batch * 64 * 64 * 9 * 32 * 32 / seconds / 1e12
-    source = torch.randn(16 * 2**20, device=device)  # float32: 64 MiB
-    target = torch.empty_like(source)
-    seconds = best_seconds(lambda: target.copy_(source), device, budget=_SECONDS_A_RATE)
-    rates["copy_gigabytes_per_second"] = source.numel() * source.element_size() / seconds / 1e9
+        products = matmul_rate(device, dtype, side=side, budget=_SECONDS_A_RATE)
+        convolutions = convolution_rate(device, dtype, batch=batch, channels=64, side=32, budget=_SECONDS_A_RATE)
+        rates[f"matmul_{name}_teraflops"] = products / 1e12
+        rates[f"convolution_{name}_teraflops"] = convolutions / 1e12
+    rates["copy_gigabytes_per_second"] = copy_rate(device, count=2**24, budget=_SECONDS_A_RATE) / 1e9
     return rates
 
 

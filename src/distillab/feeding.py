@@ -132,7 +132,6 @@ def build_place(
     observer: Observer,
     *,
     folder: Path | None,
-    cache: LogitsCache | None = None,
 ) -> Workplace:
     """What all stages of a run share: how steps are executed, and the teachers' logits that are kept.
 
@@ -142,7 +141,6 @@ def build_place(
         compute: Device and precision.
         observer: Is told of progress.
         folder: Keeps logits for later runs; None: they are kept for this run, if it sees any view twice.
-        cache: Takes the place of one of the run's own.
 
     Raises:
         ConfigError: Steps cannot be executed on the device as they are to be.
@@ -150,7 +148,8 @@ def build_place(
     num_steps = config.training.epochs * feed.training.steps_per_epoch
     execution = choose_execution(config.training.execution, compute.device, num_steps)
     sees_again = feed.key is not None and (config.views is not None or not feed.key.augmented)
-    if cache is None and (folder or sees_again):
+    cache = None
+    if folder or sees_again:
         cache = LogitsCache(folder, limit_bytes=int(config.cache_gib * 2**30), observer=observer)
     return Workplace(feed, config.seed, replace(compute, execution=execution), observer, cache=cache)
 

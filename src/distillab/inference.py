@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distillab.config import RunConfig
+from distillab.data.augment import unit_images
 from distillab.data.batches import EvaluationBatches
 from distillab.data.catalog import open_dataset
 from distillab.data.decoding import EXTENSIONS, decode_images
@@ -21,7 +22,6 @@ from distillab.evaluation.metrics import noise_in_words
 from distillab.feeding import check_fits
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
-from distillab.outside_code import names_code
 from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Observer, silent
 
@@ -135,11 +135,12 @@ def predict_files(
         raise DataError("there are no images", where=", ".join(map(str, inputs)), hint="give image files or a folder")
     names = list(classifier.classes or map(str, range(classifier.num_classes)))
     records: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch_size):
-        chunk = files[start : start + batch_size]
-        images = np.empty((len(chunk), size, size, 3), np.uint8)
-        decode_images(chunk, images)
-        records += _records(chunk, _probabilities(classifier, torch.from_numpy(images), compute), names)
+    with computing(compute, None):
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
+            images = np.empty((len(chunk), size, size, 3), np.uint8)
+            decode_images(chunk, images)
+            records += _records(chunk, _probabilities(classifier, torch.from_numpy(images), compute), names)
     return records
 
 
@@ -152,9 +153,8 @@ def _image_files(entry: Path) -> list[Path]:
 
 @torch.no_grad()
 def _probabilities(model: nn.Module, images: torch.Tensor, compute: Compute) -> torch.Tensor:
-    pixels = images.to(compute.device).permute(0, 3, 1, 2).float() / 255.0  # [N, 3, S, S]
     with compute.autocast():
-        logits: torch.Tensor = model(pixels)
+        logits: torch.Tensor = model(unit_images(images.to(compute.device), images.shape[1]))
     return logits.double().softmax(dim=1).cpu()
 
 
@@ -188,7 +188,7 @@ def _load(
         spec=spec,
         num_classes=num_classes,
         image_size=image_size,
-        allow_code=allow_code or names_code(spec or ""),
+        allow_code=allow_code,
         observer=observer,
     )
     model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]

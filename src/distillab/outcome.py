@@ -20,11 +20,10 @@ from distillab.evaluation.metrics import noise_in_words
 from distillab.execution import Trained
 from distillab.identity import arithmetic
 from distillab.models.weights import save_weights
+from distillab.results.run_record import RESULT_FORMAT
 from distillab.scene import Scene
 from distillab.training.averaging import recalibrated
 from distillab.training.config import Role
-
-RESULT_FORMAT = 1
 
 
 @dataclass(frozen=True)

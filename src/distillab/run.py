@@ -15,12 +15,10 @@ from distillab.config import AnyConfig, DistillConfig, TrainConfig, alone, for_r
 from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.execution import Job, Trained, carry_out_together, train_alone
 from distillab.feeding import check_fits
-from distillab.guidance.cache import LogitsCache
 from distillab.identity import differences, made_by
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result
-from distillab.outside_code import names_code
 from distillab.preparation import check_layers
 from distillab.runtime.events import Note, Observer, numbered, silent
 from distillab.runtime.interruption import resume_command
@@ -39,8 +37,6 @@ def run_one(
     command: Sequence[str] = (),
     allow_code: bool = False,
     save_run: bool = True,
-    cache: LogitsCache | None = None,
-    resumed: Resumed | None = None,
 ) -> RunResult:
     """Train one model alone, or distil a teacher into a student by any plan.
 
@@ -50,21 +46,11 @@ def run_one(
         command: Words of the command line, for the record.
         allow_code: Weight files may name code that builds their model.
         save_run: Keep a run folder.
-        cache: Keeps teachers' logits; None: one as the settings say.
-        resumed: The run goes on; None: it is new.
 
     Raises:
         DistillabError: Of the kinds in `errors.py`; what was written until then is whole.
     """
-    outcome = run_together(
-        [config],
-        observer=observer,
-        command=command,
-        allow_code=allow_code,
-        save_run=save_run,
-        cache=cache,
-        resumed=resumed,
-    )[0]
+    outcome = run_together([config], observer=observer, command=command, allow_code=allow_code, save_run=save_run)[0]
     if isinstance(outcome, NonFiniteLossError):
         raise outcome
     return outcome
@@ -77,7 +63,6 @@ def run_together(
     command: Sequence[str] = (),
     allow_code: bool = False,
     save_run: bool = True,
-    cache: LogitsCache | None = None,
     group: Path | None = None,
     resumed: Resumed | None = None,
     ready: Callable[[Scene, Mapping[Role, nn.Module]], None] | None = None,
@@ -92,7 +77,6 @@ def run_together(
         command: Words of the command line, for the record.
         allow_code: Weight files may name code that builds their model.
         save_run: Keep run folders.
-        cache: Keeps teachers' logits; None: one as the settings say.
         group: The folder that holds all run folders, and takes the checkpoints that they have in common; None: one run
             has its own, several have none.
         resumed: The runs go on; None: they are new.
@@ -109,7 +93,7 @@ def run_together(
         if isinstance(config, DistillConfig):
             find_plan(config.method, config.stages)
             is_weight_source(config.teacher)  # before images are read or downloaded
-    with open_scenes(configs, observer, allow_code=allow_code, cache=cache) as scenes:
+    with open_scenes(configs, observer, allow_code=allow_code) as scenes:
         teachers = Teachers()
         runs = [_prepare(scene, teachers) for scene in scenes]
         _tell_apart(runs)
@@ -316,7 +300,7 @@ def _load_teacher(scene: Scene, config: DistillConfig) -> Classifier:
         spec=config.teacher_model,
         num_classes=scene.dataset.num_classes,
         image_size=scene.feed.image_size,
-        allow_code=scene.allow_code or names_code(config.teacher_model or ""),
+        allow_code=scene.allow_code,
         observer=scene.place.observer,
     )
     where = f"teacher: {config.teacher}"

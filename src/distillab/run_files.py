@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distillab.config import AnyConfig
 from distillab.errors import CheckpointError, DistillabError, Interrupted
 from distillab.models.weight_files import read_weights
-from distillab.outcome import RESULT_FORMAT, file_sha256
+from distillab.outcome import file_sha256
+from distillab.results.run_record import RESULT_FORMAT
 from distillab.resume import read_config
-from distillab.runtime.files import read_json_object
+from distillab.runtime.files import check_format, read_json_object
 from distillab.runtime.run_dir import checkpoints_of
 from distillab.training.checkpoint import Checkpoint, CheckpointDir, read_checkpoint
 from distillab.training.stage import lines
@@ -171,9 +172,7 @@ class RunFiles:
         if not (self.folder / "result.json").exists():
             raise NotLookedAtError("the run is not complete")
         content = read_json_object(self._file("result.json"))
-        version = content.get("format_version")
-        if isinstance(version, int) and version > RESULT_FORMAT:
-            raise CheckpointError(f"written in format {version}, this version reads {RESULT_FORMAT}")
+        check_format(content, RESULT_FORMAT, self.folder / "result.json")
         try:
             self.result = Result.model_validate(content)
         except ValidationError as error:

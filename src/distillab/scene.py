@@ -18,7 +18,7 @@ from distillab.data.dataset import Dataset
 from distillab.errors import ConfigError, DistillabError, StorageError
 from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
 from distillab.feeding import build_feed, build_place, common_image_size
-from distillab.guidance.cache import LogitsCache, teacher_sha256
+from distillab.guidance.cache import teacher_sha256
 from distillab.identity import identity_sha256, run_identity
 from distillab.models.catalog import build_model
 from distillab.outside_code import names_code
@@ -199,45 +199,49 @@ class Scene:
 
 
 @contextmanager
-def open_scenes(
-    configs: Sequence[AnyConfig],
-    observer: Observer,
-    *,
-    allow_code: bool,
-    cache: LogitsCache | None = None,
-) -> Iterator[list[Scene]]:
+def open_scenes(configs: Sequence[AnyConfig], observer: Observer, *, allow_code: bool) -> Iterator[list[Scene]]:
     """The surroundings of runs that are carried out together: one data set, one device, the same batches.
+
+    Here is everything that can fail before models are built, in the order in which it is cheap to find out. The run
+    folders are looked at and left alone: a run that fails before `Scene.begin` leaves nothing behind.
 
     Args:
         configs: Settings, one a run.
         observer: Is told of progress.
         allow_code: Weight files may name code that builds their model.
-        cache: Keeps teachers' logits; None: one as the settings say.
 
     Raises:
-        ConfigError: They differ in what they are to share.
-        DistillabError: Whatever `open_scene` stumbles over.
+        ConfigError: They differ in what they are to share, or cannot be carried out on the device.
+        DataError: The images cannot be used.
+        StorageError: A run folder is taken.
     """
     first = configs[0]
-    for other in configs[1:]:
-        check_installed(other.track)
-        theirs = shared_settings(other)
+    for config in configs:
+        check_installed(config.track)
+    for config in configs[1:]:
+        theirs = shared_settings(config)
         for name, value in shared_settings(first).items():
             _check_shared(name, value, theirs[name])
-        if other.output is not None:
-            check_free(other.output)
-    sizes = [run_image_size(config) for config in configs]
-    for size in sizes:
-        _check_shared("image_size", sizes[0], size)
-    with open_scene(first, observer, allow_code=allow_code, cache=cache) as scene, ExitStack() as stack:
-        others = [replace(scene, config=config) for config in configs[1:]]
-        for other_scene in others:
-            stack.callback(other_scene.close)
+    compute = choose_compute(first.device, first.training.precision, deterministic=first.training.deterministic)
+    for config in configs:
+        if config.output is not None:
+            check_free(config.output)
+    image_size = run_image_size(first)
+    for config in configs[1:]:
+        _check_shared("image_size", image_size, run_image_size(config))
+    with computing(compute, first.threads), ExitStack() as stack:
+        dataset = open_data(first, observer)
+        feed = build_feed(first, dataset, image_size, compute, observer=observer)
+        folder = first.data_dir / "logits" if first.cache_gib else None
+        place = build_place(first, feed, compute, observer, folder=folder)
+        scenes = [Scene(config, dataset, feed, place, allow_code) for config in configs]
+        for scene in scenes:
+            stack.callback(scene.close)
         try:
-            yield [scene, *others]
+            yield scenes
         except DistillabError as error:
-            for one in (scene, *others):
-                one.log_end(error)
+            for scene in scenes:
+                scene.log_end(error)
             raise
 
 
@@ -248,35 +252,6 @@ def _check_shared(name: str, one: object, other: object) -> None:
             where=name,
             hint="give it one value, or train them one after another",
         )
-
-
-@contextmanager
-def open_scene(
-    config: AnyConfig,
-    observer: Observer,
-    *,
-    allow_code: bool,
-    cache: LogitsCache | None = None,
-) -> Iterator[Scene]:
-    """Everything that can fail before models are built, in the order in which it is cheap to find out.
-
-    The run folder is looked at and left alone: a run that fails before `Scene.begin` leaves nothing behind.
-    """
-    check_installed(config.track)
-    compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
-    if config.output is not None:
-        check_free(config.output)
-    image_size = run_image_size(config)
-    with computing(compute, config.threads):
-        dataset = open_data(config, observer)
-        feed = build_feed(config, dataset, image_size, compute, observer=observer)
-        folder = config.data_dir / "logits" if config.cache_gib else None
-        place = build_place(config, feed, compute, observer, folder=folder, cache=cache)
-        scene = Scene(config, dataset, feed, place, allow_code)
-        try:
-            yield scene
-        finally:
-            scene.close()
 
 
 def run_image_size(config: AnyConfig) -> int:

@@ -141,6 +141,9 @@ PLANS: dict[str, Plan] = {
     )
 }
 
+ALONE = "alone"
+"""What stands for a method where there is none: the student learns from labels only."""
+
 CUSTOM = "custom"
 """The method name of a plan whose stages stand in the recipe itself."""
 

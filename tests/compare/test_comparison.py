@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
 from distillab.compare.plan import ComparisonConfig
@@ -264,3 +265,12 @@ def test_a_student_that_diverges_is_left_out_and_told(tmp_path):
     assert (
         "st, temperature 1e+30: 1 of 1 runs have no result; what is said of it is of the others." in result["sentences"]
     )
+
+
+def test_a_teacher_whose_architecture_is_named_beside_its_file_can_be_come_back_to(tmp_path):
+    torch.save(tiny.build(3).state_dict(), tmp_path / "foreign.pth")
+    recipe = {**RECIPE, "teacher": str(tmp_path / "foreign.pth"), "teacher_model": "tiny:build"}
+    for seeds in (1, 2):
+        request = ComparisonConfig(methods=("st",), seeds=seeds)
+        result = run_comparison(request, recipe, {}, output=tmp_path / "table")
+    assert {row["num_seeds"] for row in result["rows"]} == {2}

@@ -177,24 +177,19 @@ def test_numbers_of_half_precision_are_summed_wide(dtype):
 
 
 @examples
-@given(n=st.integers(1, 20_000), share=st.floats(0, 1), confidence=st.sampled_from([0.68, 0.95, 0.99]))
-def test_the_interval_solves_wilsons_equation(n, share, confidence):
-    # Its ends are the accuracies p for which |right/n - p| is z standard errors sqrt(p (1 - p) / n).
-    from statistics import NormalDist
+@given(n=st.integers(1, 20_000), share=st.floats(0, 1))
+def test_the_interval_is_wilsons(n, share):
+    from scipy.stats import binomtest
 
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     right = round(share * n)
-    low, high = wilson_interval(right / n, n, confidence)
-    assert 0.0 <= low <= right / n + 1e-12
-    assert right / n - 1e-12 <= high <= 1.0
-    for p in (low, high):
-        assert (right / n - p) ** 2 == pytest.approx(z * z * p * (1 - p) / n, abs=1e-9)
+    expected = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson_interval(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(("accuracy", "n", "confidence"), [(1.1, 10, 0.95), (0.5, 0, 0.95), (0.5, 10, 1.0)])
-def test_an_impossible_interval_is_refused(accuracy, n, confidence):
+@pytest.mark.parametrize(("accuracy", "n"), [(1.1, 10), (-0.1, 10), (0.5, 0)])
+def test_an_impossible_interval_is_refused(accuracy, n):
     with pytest.raises(ConfigError, match="no interval"):
-        wilson_interval(accuracy, n, confidence)
+        wilson_interval(accuracy, n)
 
 
 def test_the_noise_of_a_table_is_told_in_words():

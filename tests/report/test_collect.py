@@ -10,7 +10,7 @@ import pytest
 from distillab.errors import CheckpointError, StorageError
 from distillab.report.claims import claims
 from distillab.report.collect import Collection, collect
-from distillab.report.rows import counted
+from distillab.results.rows import counted
 from run_folders import write, write_comparison, write_run
 
 
@@ -222,6 +222,21 @@ def test_a_damaged_file_is_one_clear_error(name: str, content: bytes, tmp_path: 
         collect([tmp_path])
     assert caught.value.where == str(run / name)
     assert len(str(caught.value)) < 1000
+
+
+def test_what_a_later_version_wrote_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "alone")
+    whole = json.loads((run / "result.json").read_text())
+    write(run / "result.json", json.dumps({**whole, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="format 99") as caught:
+        collect([run])
+    assert caught.value.where == str(run / "result.json")
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8}})
+    whole = json.loads((folder / "results.json").read_text())
+    write(folder / "results.json", json.dumps({**whole, "format_version": 99}))
+    with pytest.raises(CheckpointError, match="format 99") as caught:
+        collect([folder])
+    assert caught.value.hint == "upgrade distillab"
 
 
 @pytest.mark.parametrize("name", ["result.json", "env.json", "command.txt"])

@@ -18,7 +18,7 @@ import made_up_report
 from distillab.report.document import Chart, Document, Figures, Gallery
 from distillab.report.formats import as_json, as_markdown
 from distillab.report.page import as_html
-from distillab.report.rows import as_csv
+from distillab.results.rows import as_csv
 
 EVIL = (
     "<script>alert(1)</script>",

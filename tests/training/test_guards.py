@@ -17,7 +17,7 @@ from distillab.runtime.device import choose_compute
 from distillab.stages import find_plan
 from distillab.training.guards import LearnerGuard, TeacherGuard, describe_batch, fingerprint, term_shares
 from distillab.training.step import Learner
-from distillab.training.trainer import fit
+from one_stage import fit
 
 COMPUTE = choose_compute("cpu", "float32")
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex128)

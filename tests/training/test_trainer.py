@@ -18,8 +18,8 @@ from distillab.runtime.reproducibility import seeded
 from distillab.training import averaging, trial
 from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm, recalibrated
 from distillab.training.step import Tally
-from distillab.training.trainer import fit
 from distillab.training.trial import seconds_per_step
+from one_stage import fit
 
 COMPUTE = choose_compute("cpu", "float32")
 

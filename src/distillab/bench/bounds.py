@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distillab.evaluation.cost import count_macs
 from distillab.models.classifier import evaluation_mode
 from distillab.runtime.device import best_seconds
+from distillab.runtime.rates import convolution_rate, copy_rate, matmul_rate
 
 _SECONDS_A_RATE = 0.5
 _LAUNCHES = 1000
@@ -47,30 +47,19 @@ def measure_rates(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
         device: Which.
         dtypes: Types that products are wanted in.
     """
-    flops = {dtype: max(_matmul_rate(device, dtype), _convolution_rate(device, dtype)) for dtype in dtypes}
-    source = torch.randn(2**28 if device.type == "cuda" else 2**24, device=device)
-    target = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
+    on_gpu = device.type == "cuda"
+    side = 8192 if on_gpu else 1024
+    batch, channels, size = (1024, 256, 32) if on_gpu else (32, 128, 16)
+
+    def products(dtype: torch.dtype) -> float:
+        convolved = convolution_rate(device, dtype, batch=batch, channels=channels, side=size, budget=_SECONDS_A_RATE)
+        return max(matmul_rate(device, dtype, side=side, budget=_SECONDS_A_RATE), convolved)
+
     return Rates(
-        flops,
-        moved / best_seconds(lambda: target.copy_(source), device, budget=_SECONDS_A_RATE),
+        {dtype: products(dtype) for dtype in dtypes},
+        copy_rate(device, count=2**28 if on_gpu else 2**24, budget=_SECONDS_A_RATE),
         _launch_seconds(device),
     )
-
-
-def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    side = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / best_seconds(lambda: left @ right, device, budget=_SECONDS_A_RATE)
-
-
-def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
-    batch, channels, side = (1024, 256, 32) if device.type == "cuda" else (32, 128, 16)
-    images = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
-    kernels = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
-    images, kernels = (t.contiguous(memory_format=torch.channels_last) for t in (images, kernels))
-    flops = 2 * images.numel() * channels * 9
-    return flops / best_seconds(lambda: F.conv2d(images, kernels, padding=1), device, budget=_SECONDS_A_RATE)
 
 
 def _launch_seconds(device: torch.device) -> float | None:

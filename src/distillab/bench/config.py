@@ -11,11 +11,8 @@ from pydantic import Field
 from distillab.errors import ConfigError, nearest
 from distillab.models.catalog import MODELS
 from distillab.settings import Section
-from distillab.stages import PLANS, find_plan
+from distillab.stages import ALONE, PLANS, find_plan
 from distillab.training.config import Execution, Precision
-
-ALONE = "alone"
-"""The method of a model that learns from labels only."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 from cyclopts import CoercionError, Group, Parameter, Token, convert
@@ -85,6 +86,18 @@ Recipe: TypeAlias = Annotated[
         completer=lambda _: recipe_names(),
     ),
 ]
+Source: TypeAlias = Annotated[Path, Parameter(help="A run folder or a weight file (.safetensors, .pth).")]
+Architecture: TypeAlias = Annotated[
+    str | None, Parameter(help="Architecture of a weight file that does not say its own, such as cnn16.")
+]
+
+
+def _positive(_: Any, size: int) -> None:
+    if size < 1:
+        raise ValueError("it must be at least 1")
+
+
+BatchSize: TypeAlias = Annotated[Whole, Parameter(help="Images at once.", validator=_positive)]
 
 _METHOD_FIELDS = ("method", "teacher", "teacher_model", "assistant", "student", "alone", "distill")
 _NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are written in a recipe

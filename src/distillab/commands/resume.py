@@ -32,7 +32,8 @@ def resume(
     screen: Injected,
 ) -> None:
     """Let a run go on from its last checkpoint, as if nothing had stopped it."""
-    from distillab.compare.run import is_comparison, resume_comparison
+    from distillab.compare.run import resume_comparison
+    from distillab.results.comparison import is_comparison
     from distillab.resume import resume as go_on
 
     screen.quiet, screen.json = quiet, json

@@ -9,10 +9,7 @@ from typing import Any
 
 from distillab.config import DistillConfig
 from distillab.errors import ConfigError, nearest
-from distillab.stages import find_plan, plan_options
-
-ALONE = "alone"
-"""The row that every comparison has: the student on labels only, with the same schedule and budget."""
+from distillab.stages import ALONE, find_plan, plan_options
 
 _ONE_FOR_ALL = (
     *("method", "stages", "seed", "output", "data", "data_dir", "image_size", "split"),

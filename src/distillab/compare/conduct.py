@@ -17,7 +17,7 @@ from distillab.data.dataset import Dataset
 from distillab.errors import CheckpointError, ConfigError, DistillabError, NonFiniteLossError
 from distillab.identity import arithmetic, identity_sha256, run_identity
 from distillab.models.weights import load_model
-from distillab.report.run_record import Result, read_result
+from distillab.results.run_record import Result, read_result
 from distillab.resume import read_config, resume, resume_or_run
 from distillab.run import run_together
 from distillab.runtime.device import choose_compute

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import Field, field_validator
 
-from distillab.compare.axes import ALONE, nested, read_axes
+from distillab.compare.axes import nested, read_axes
 from distillab.config import (
     AnyConfig,
     DistillConfig,
@@ -25,7 +25,7 @@ from distillab.config import (
 )
 from distillab.errors import ConfigError
 from distillab.settings import Section
-from distillab.stages import PLANS, find_plan
+from distillab.stages import ALONE, PLANS, find_plan
 
 _LONGEST_NAME = 100
 _LARGEST_GROUP = 16  # students that are trained together: each has weights, moments and activations of its own

@@ -6,10 +6,9 @@ from typing import Any
 
 from distillab.compare.conduct import is_complete
 from distillab.compare.plan import ComparisonPlan
-from distillab.report.rows import Row, counted
-from distillab.report.run_record import read_result
-
-RESULT_FORMAT = 1
+from distillab.results.comparison import RESULT_FORMAT
+from distillab.results.rows import Row, counted
+from distillab.results.run_record import read_result
 
 
 def comparison_result(plan: ComparisonPlan) -> dict[str, Any]:

@@ -23,15 +23,13 @@ from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import merged
 from distillab.errors import CheckpointError, Interrupted, StorageError
 from distillab.recipe import checked
-from distillab.report.rows import as_csv
+from distillab.results.comparison import REQUEST, RESULT, is_comparison
+from distillab.results.rows import as_csv
 from distillab.runtime.events import Observer, RunStarted, silent
 from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
 from distillab.runtime.interruption import resume_command
 from distillab.runtime.run_dir import RUNS, RunDir, new_run_name
 from distillab.settings import validated
-
-_REQUEST = "comparison.json"
-RESULT = "results.json"
 
 
 def plan_request(
@@ -111,7 +109,7 @@ def run_comparison(
         if all(teacher.output and is_complete(teacher.output) for teacher in plan.teachers):
             check_finished((run.config for run in plan.runs), expected)
         request = {"comparison": comparison.model_dump(mode="json"), "recipe": recipe, "flags": flags}
-        write_text(plan.folder / _REQUEST, json.dumps(request, indent=2, default=str) + "\n")
+        write_text(plan.folder / REQUEST, json.dumps(request, indent=2, default=str) + "\n")
         observer(RunStarted(plan.folder, resume_command(plan.folder, allow_code=allow_code)))
         try:
             spread = spread or one_by_one(observer)
@@ -128,11 +126,6 @@ def run_comparison(
         return result
     finally:
         home.release()
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether a folder is that of a comparison."""
-    return (folder / _REQUEST).is_file()
 
 
 def resume_comparison(
@@ -157,7 +150,7 @@ def resume_comparison(
         ConfigError: It names code without `allow_code`.
         DistillabError: As `run_comparison`.
     """
-    path = folder / _REQUEST
+    path = folder / REQUEST
     try:
         request = read_json_object(path)
         parts = [dict(request[name]) for name in ("comparison", "recipe", "flags")]

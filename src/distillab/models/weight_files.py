@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distillab.errors import CheckpointError
-from distillab.runtime.files import json_object, read_json_object, replacing, write_text
+from distillab.runtime.files import check_format, json_object, read_json_object, replacing, write_text
 
 FORMAT_VERSION = 1
 
@@ -157,13 +157,7 @@ def _stamped(metadata: Mapping[str, Any], chunks: Iterable[bytes | memoryview]) 
 def _verify(path: Path, metadata: Mapping[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
     if metadata.get("sha256") == _digest(metadata, chunks):
         return
-    version = metadata.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"written in format {version}, this version reads {FORMAT_VERSION}",
-            where=str(path),
-            hint="upgrade distillab",
-        )
+    check_format(metadata, FORMAT_VERSION, path)
     raise _damaged(path, "its SHA-256 is not the recorded one")
 
 

@@ -112,10 +112,11 @@ def load_model(
 
     Args:
         source: A weight file as for `read_weights`, or a run folder.
-        spec: What the model must be, as for `build_model`; needed for a foreign model without metadata.
+        spec: What the model must be, as for `build_model`; needed for a foreign model without metadata. Whoever
+            gives a function here has seen it, and it is imported.
         num_classes: C that the model must have; needed where `spec` is.
         image_size: Side of the images that a foreign model without metadata takes, in pixels.
-        allow_code: Whether a spec "package.module:function" may be imported.
+        allow_code: Whether a "package.module:function" that the file alone names may be imported.
         observer: Hears of assumptions made, and of code before it is imported.
 
     Returns:
@@ -144,9 +145,10 @@ def load_model(
             where=str(path),
             hint="use the data set that it was trained on, or another file",
         )
-    if allow_code and names_code(described.model):
+    allowed = allow_code or spec is not None
+    if allowed and names_code(described.model):
         observer(Note(f"importing code: {described.model}, named for {path}"))
-    model = _build(described, tensors, path, allow_code=allow_code)
+    model = _build(described, tensors, path, allow_code=allowed)
     model.published().load_state_dict(dict(tensors), strict=True)
     model.classes = described.classes
     return model.eval()

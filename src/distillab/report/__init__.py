@@ -1,1 +1,1 @@
-"""Runs as tables."""
+"""The report: what runs have shown, as one page and as files."""

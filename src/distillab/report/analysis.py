@@ -20,7 +20,7 @@ from distillab.models.weights import load_model
 from distillab.report.collect import Collection, Variant
 from distillab.report.disagreement import Kind, disagreements
 from distillab.report.look import Desk, Look
-from distillab.report.run_record import readable
+from distillab.results.run_record import readable
 from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Note, Observer, silent
 from distillab.scene import run_image_size

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from distillab.evaluation.metrics import wilson_interval
 from distillab.report.collect import Collection, Variant
-from distillab.report.rows import Counted
+from distillab.results.rows import Counted
 
 
 def claims(collection: Collection, counted: Counted) -> list[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from distillab.compare.axes import ALONE
 from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig
 from distillab.errors import StorageError
 from distillab.report.folders import ComparedRow, find_runs
-from distillab.report.rows import Row
-from distillab.report.run_record import Result, Run, TeacherPart, read_run, readable, shown_path
 from distillab.report.telling_apart import distinct, flat_settings, told_apart
+from distillab.results.rows import Row
+from distillab.results.run_record import Result, Run, TeacherPart, read_run, readable, shown_path
+from distillab.stages import ALONE
 
 Place = Literal["teacher", "assistant", "alone", "distilled"]
 """What a row of the report is among the others."""

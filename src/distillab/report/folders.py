@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distillab.compare.run import RESULT, is_comparison
 from distillab.errors import StorageError
-from distillab.report.run_record import damaged, parsed, shown_path, unreadable
+from distillab.results.comparison import RESULT, RESULT_FORMAT, is_comparison
+from distillab.results.run_record import damaged, parsed, shown_path, unreadable
 
 _DEEPEST_FOLDER = 4
 _OF_ONE_RUN = "config.toml"
@@ -115,7 +115,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _rows(comparison: Path) -> tuple[ComparedRow, ...]:
     path = comparison / RESULT
-    rows = parsed(_Comparison, path).rows
+    rows = parsed(_Comparison, path, newest=RESULT_FORMAT).rows
     for name in (name for row in rows for name in row.run_dirs):
         if not (comparison / name).resolve().is_relative_to(comparison):
             raise damaged(path, "run_dirs: a run lies outside of the comparison's folder")

@@ -23,7 +23,7 @@ from distillab.feeding import check_fits
 from distillab.models.classifier import Classifier, evaluation_mode
 from distillab.models.features import forward_features
 from distillab.report.collect import Variant
-from distillab.report.run_record import readable
+from distillab.results.run_record import readable
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer
 from distillab.scene import run_image_size

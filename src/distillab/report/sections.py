@@ -23,8 +23,6 @@ from distillab.report.document import (
 from distillab.report.look import Look
 from distillab.report.model_charts import confusion_chart, embedding_chart, reliability_chart, similarity_chart
 from distillab.report.reproduction import reproduction
-from distillab.report.rows import Counted, counted
-from distillab.report.run_record import Run
 from distillab.report.table import (
     ABSENT,
     Column,
@@ -38,6 +36,8 @@ from distillab.report.table import (
     without_empty_columns,
 )
 from distillab.report.teacher_chart import BesideTeacher, teacher_chart
+from distillab.results.rows import Counted, counted
+from distillab.results.run_record import Run
 
 _COMPARED = ("alone", "distilled")
 

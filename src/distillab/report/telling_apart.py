@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distillab.config import RunConfig, settings_of
-from distillab.report.run_record import readable
+from distillab.results.run_record import readable
 
 # Two runs that differ in these alone are one variant.
 _NOT_OF_A_VARIANT = frozenset(

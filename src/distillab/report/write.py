@@ -12,9 +12,9 @@ from distillab.report.collect import collect
 from distillab.report.document import Document
 from distillab.report.formats import as_json, as_markdown
 from distillab.report.page import as_html
-from distillab.report.rows import as_csv
-from distillab.report.run_record import readable, shown_path
 from distillab.report.sections import build_document
+from distillab.results.rows import as_csv
+from distillab.results.run_record import readable, shown_path
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.files import write_text
 

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,24 @@ def json_object(text: str | bytes, path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise _damaged(path, "its JSON is no object")
     return record
+
+
+def check_format(record: Mapping[str, Any], newest: int, path: Path) -> None:
+    """See that a file was not written by a later version, which may mean other things by the same names.
+
+    Args:
+        record: What it says; its "format_version" is looked at.
+        newest: The format that this version writes.
+        path: Of the file.
+
+    Raises:
+        CheckpointError: It was.
+    """
+    version = record.get("format_version")
+    if isinstance(version, int) and version > newest:
+        raise CheckpointError(
+            f"written in format {version}, this version reads {newest}", where=str(path), hint="upgrade distillab"
+        )
 
 
 def check_plain(folder: Path) -> None:

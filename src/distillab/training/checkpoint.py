@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distillab.errors import CheckpointError
 from distillab.runtime.events import Note, Observer, silent
-from distillab.runtime.files import storage_error, sync_folder, write_synced
+from distillab.runtime.files import check_format, storage_error, sync_folder, write_synced
 
 FORMAT_VERSION = 1
 
@@ -97,7 +97,7 @@ class CheckpointDir:
                 place.rename(self.path / f"{temporary.name}-replaced")
             temporary.rename(place)
             sync_folder(self.path)
-            _verified_manifest(place)
+            _verified(place)
             self._prune(place)
         except OSError as error:
             raise storage_error(error, place) from error
@@ -214,12 +214,6 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _verified_manifest(place: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files have been held against it."""
-    manifest, _ = _verified(place)
-    return manifest
-
-
 def _verified(place: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Manifest and contents. What is parsed later are the bytes that were hashed here, whatever becomes of the files.
 
@@ -248,13 +242,7 @@ def _manifest(place: Path) -> dict[str, Any]:
         manifest = _json(_read_exactly(path, size), path)
     except OSError as error:
         raise _damaged(path, error.strerror or error) from error
-    version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"written in format {version}, this version reads {FORMAT_VERSION}",
-            where=str(path),
-            hint="upgrade distillab",
-        )
+    check_format(manifest, FORMAT_VERSION, path)
     if manifest.get("sha256") != _own_sha256(manifest):
         raise _damaged(path, "its SHA-256 is not the recorded one")
     step = manifest.get("step")

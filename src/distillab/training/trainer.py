@@ -10,51 +10,14 @@ from typing import Any
 from torch import nn
 
 from distillab.runtime.device import Compute, wait_for
-from distillab.runtime.events import Observer
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.training.compilation import Compilation
-from distillab.training.config import Regime
 from distillab.training.keeper import Phase
 from distillab.training.lanes import Lane, LaneRun
 from distillab.training.program import Program
 from distillab.training.running import StageRun, dropout_seed
-from distillab.training.stage import Feed, Record, Stage, StageReport
+from distillab.training.stage import Feed
 from distillab.training.state import reading_state
-
-
-def fit(
-    stage: Stage,
-    feed: Feed,
-    regime: Regime,
-    *,
-    seed: int,
-    compute: Compute,
-    observer: Observer,
-    record: Record | None = None,
-) -> StageReport:
-    """Train one stage; the learner's student holds the resulting weights afterwards.
-
-    Args:
-        stage: What is trained, and for how long.
-        feed: Images.
-        regime: Optimizer, schedule and the rest.
-        seed: Of dropout here; order and augmentation are in the feed.
-        compute: Device, precision, and how steps are executed.
-        observer: Is told of progress.
-        record: Takes each epoch's numbers.
-
-    Returns:
-        What was done.
-
-    Raises:
-        NonFiniteLossError: A loss term or the gradient became NaN or infinite; the weights that learn are those
-            before that step (BatchNorm's running statistics have seen its batch).
-    """
-    lane = Lane(stage.learner.student, iter([(stage, regime)]), observer, record)
-    fit_together([lane], feed, seed=seed, compute=compute)
-    if lane.error is not None:
-        raise lane.error
-    return lane.reports[0]
 
 
 def fit_together(lanes: Sequence[Lane], feed: Feed, *, seed: int, compute: Compute, phase: Phase | None = None) -> None:

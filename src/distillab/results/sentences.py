@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from distillab.report.statistics import BASELINES, Comparison, Difference, detectable_difference
+from distillab.results.statistics import BASELINES, Comparison, Difference, detectable_difference
 
 
 def sentences(comparison: Comparison) -> list[str]:

@@ -12,9 +12,9 @@ from statistics import fmean
 from typing import Any
 
 from distillab.evaluation.metrics import wilson_interval
-from distillab.report.run_record import Result
-from distillab.report.sentences import sentences
-from distillab.report.statistics import Run, as_rows, compare
+from distillab.results.run_record import Result
+from distillab.results.sentences import sentences
+from distillab.results.statistics import Run, as_rows, compare
 
 _STARTS_A_FORMULA = ("=", "+", "-", "@")
 

@@ -12,7 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from distillab.config import AnyConfig, DistillConfig, TrainConfig
 from distillab.errors import CheckpointError, ConfigError, StorageError
+from distillab.runtime.files import check_format
 from distillab.settings import validated
+
+RESULT_FORMAT = 1
+"""Of `result.json`."""
 
 _LONGEST_NAME = 120
 _LARGEST_BYTES = 64 << 20  # epochs of the longest runs take less
@@ -171,7 +175,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         CheckpointError: The result is missing, damaged, or none of ours.
     """
-    return parsed(Result, folder / "result.json")
+    return parsed(Result, folder / "result.json", newest=RESULT_FORMAT)
 
 
 def read_run(folder: Path) -> Run:
@@ -209,13 +213,21 @@ def read_run(folder: Path) -> Run:
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-def parsed(record: type[RecordT], path: Path) -> RecordT:
+def parsed(record: type[RecordT], path: Path, *, newest: int | None = None) -> RecordT:
     """Read a JSON file as a record.
 
+    Args:
+        record: Its kind.
+        path: Of the file.
+        newest: The format that this version writes; None: the file has no formats.
+
     Raises:
-        CheckpointError: It is missing, damaged, or holds something else.
+        CheckpointError: It is missing, damaged, of a later version, or holds something else.
     """
-    return _validated(record, _json(_text(path), path), path)
+    values = _json(_text(path), path)
+    if newest is not None and isinstance(values, dict):
+        check_format(values, newest, path)
+    return _validated(record, values, path)
 
 
 def _validated(record: type[RecordT], values: object, path: Path) -> RecordT:

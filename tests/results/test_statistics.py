@@ -15,8 +15,8 @@ from hypothesis import strategies as some
 from scipy import stats
 
 from distillab.errors import ConfigError
-from distillab.report.sentences import sentences
-from distillab.report.statistics import (
+from distillab.results.sentences import sentences
+from distillab.results.statistics import (
     Difference,
     Run,
     as_rows,
@@ -406,7 +406,7 @@ def test_rows_have_the_documented_keys():
 
 
 def test_nothing_heavy_is_imported_before_something_is_tested():
-    code = "import sys, distillab.report.statistics; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, distillab.results.statistics; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
