@@ -20,7 +20,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A file imports from its own layer's package and from layers above it in this list, never from below.
 LAYERS = [
     ["errors", "__init__"],
-    ["settings", "tensors", "outside_code", "runtime.events", "runtime.files", "runtime.interruption"],
+    ["settings", "tables", "tensors", "outside_code", "runtime.events", "runtime.files", "runtime.interruption"],
     ["data.config", "training.config"],
     ["methods.base", "models.catalog"],
     ["stages"],

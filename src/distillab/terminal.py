@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.text import Text
 
 from distillab.errors import DistillabError, Interrupted, StorageError
-from distillab.report.table import Table
 from distillab.runtime.events import (
     EpochEnded,
     Event,
@@ -28,6 +27,7 @@ from distillab.runtime.events import (
     describe_values,
     in_words,
 )
+from distillab.tables import Table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -22,7 +22,7 @@ PLAIN = {key: value for key, value in os.environ.items() if key not in ("NO_COLO
 WATCH = """
 import sys, time
 from distillab.terminal import Screen
-from distillab.report.table import Column, Table
+from distillab.tables import Column, Table
 from distillab.runtime.events import *
 screen = Screen()
 screen.quiet, screen.json = "--quiet" in sys.argv, "--json" in sys.argv

@@ -11,7 +11,7 @@ from distillab.report.analysis import MOST_MODELS, models_looked_at
 from distillab.report.collect import collect
 from distillab.report.document import Chart, Document, Figures, Listing, Section
 from distillab.report.sections import build_document
-from distillab.report.table import Table
+from distillab.tables import Table
 from run_folders import scores, write, write_comparison, write_run
 
 
@@ -47,7 +47,7 @@ def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Pat
     blocks = section(report_on(tmp_path), "results").blocks
     shown, known = (block.table for block in blocks if isinstance(block, Figures))
     assert [column.title for column in shown.columns][3:] == [
-        *("top-1 %", "std", "95 % interval", "versus alone", "its 95 % interval", "p (Holm)", "shown")
+        *("top-1 %", "std", "95 % interval", "versus alone", "its interval", "p (Holm)", "shown")
     ]
     assert {row[0]: row[6] for row in shown.rows} == {"teacher": "-", "alone": "-", "st": "+2.00"}
     seconds = [column.title for column in known.columns].index("seconds")

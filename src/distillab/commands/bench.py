@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from distillab.bench.config import BenchConfig
 from distillab.commands.flags import EVERY_FIELD, Injected, Json, Quiet, flags_of
-from distillab.report.table import Column, Table, number, percent
 from distillab.settings import validated
+from distillab.tables import Column, Table, number, percent
 from distillab.terminal import Screen
 
 BenchFlags = flags_of(BenchConfig)

@@ -1,6 +1,7 @@
 """`distillab compare`."""
 
 # cyclopts reads annotations as they stand: so there is no `from __future__ import annotations` here.
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +25,10 @@ from distillab.commands.outcome import started_with
 from distillab.commands.report import end_with_report
 from distillab.config import DistillConfig
 from distillab.recipe import load_recipe
-from distillab.report.table import comparison_tables, estimate_tables
+from distillab.results.columns import rows_table
 from distillab.settings import validated
 from distillab.stages import PLANS
+from distillab.tables import ABSENT, Column, Table, duration
 from distillab.terminal import Screen
 
 CompareFlags = flags_of(DistillConfig, leaving_out=("method", "output", "distill"))
@@ -132,3 +134,50 @@ def _words(words: list[str] | None) -> tuple[str, ...] | None:
     if words is None:
         return None
     return tuple(part for word in words for part in ([word] if "=" in word else word.split(",")) if part)
+
+
+def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
+    """What a comparison has shown, then what else is known of its rows; twice for each setting that is varied beyond
+    the methods' own.
+
+    Args:
+        result: What `comparison_result` gave.
+    """
+    parts: list[Table | str] = []
+    names = list(dict.fromkeys(row["table"] for row in result["rows"]))
+    for name in names:
+        rows = [row for row in result["rows"] if row["table"] == name]
+        parts += [
+            *([f"\n{name or 'default'}"] if len(names) > 1 else []),
+            rows_table(rows, ("method", "top1", "interval", "versus_alone", "versus_interval", "p_value", "shown")),
+            rows_table(rows, ("method", "seeds", "std", "last", "best", "nll", "agreement", "seconds", "gain")),
+        ]
+    return parts
+
+
+def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
+    """What a comparison will take.
+
+    Args:
+        todo: What `estimate` gave.
+    """
+    columns = (Column("row"), Column("runs", numeric=True), Column("left", numeric=True), Column("time each"))
+    rows = tuple(
+        (
+            f"{row['row']} ({row['table']})" if row["table"] else row["row"],
+            str(row["runs"]),
+            str(row["left"]),
+            duration(row["seconds"]) if row["left"] else ABSENT,
+        )
+        for row in todo["rows"]
+    )
+    how = (
+        "one after another, less side by side as they will go" if todo["side_by_side"] else "if nothing else runs here"
+    )
+    return [
+        Table(columns, rows),
+        f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} {how},"
+        f" {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk, less than {todo['cache_bytes'] / 2**30:.1f} GiB more for the"
+        " teacher's logits",
+    ]

@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from distillab.commands.flags import Injected, Json, Quiet, Whole
+from distillab.commands.outcome import results_table
 from distillab.commands.report import end_with_report
-from distillab.report.table import results_table
 
 
 def demo(

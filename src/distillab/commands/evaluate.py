@@ -17,9 +17,9 @@ from distillab.commands.flags import (
     Source,
     flags_of,
 )
+from distillab.commands.outcome import results_table
 from distillab.config import RunConfig, merged
 from distillab.recipe import load_recipe
-from distillab.report.table import results_table
 from distillab.settings import validated
 
 _FIELDS = ("data", "data_dir", "offline", "image_size", "device", "threads", "split")

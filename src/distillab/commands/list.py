@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distillab.commands.flags import Injected, Json
-from distillab.report.table import records_table
+from distillab.tables import records_table
 from distillab.terminal import Screen
 
 

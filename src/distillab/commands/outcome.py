@@ -1,14 +1,14 @@
-"""What `train` and `distill` show in the end, or would do."""
+"""What verbs show of runs: what came of them, or what they would do."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from distillab.config import DistillConfig, TrainConfig
 from distillab.errors import NonFiniteLossError
-from distillab.report.table import Table, plan_tables, results_table, run_rows
+from distillab.tables import ABSENT, Column, Table, millions, number, percent, records_table, without_empty_columns
 from distillab.terminal import Screen
 
 if TYPE_CHECKING:
@@ -59,3 +59,81 @@ def show_plan(screen: Screen, config: TrainConfig | DistillConfig, allow_code: b
 def started_with() -> list[str]:
     """The words that a run was started with, for its record."""
     return ["distillab", *sys.argv[1:]]
+
+
+_RESULT_COLUMNS = (
+    Column("method"),
+    Column("model"),
+    Column("top-1 %", numeric=True),
+    Column("NLL", numeric=True),
+    Column("ECE %", numeric=True),
+    Column("agreement %", numeric=True),
+    Column("params M", numeric=True),
+    Column("MACs M", numeric=True),
+    Column("seconds", numeric=True),
+)
+
+
+def results_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Models beside each other, one a row.
+
+    Args:
+        rows: Each with `method`, `model`, `top1`, `nll`, `ece`, `teacher_agreement` (fractions 0..1), `parameters`,
+            `macs` (counts) and `seconds`; what is absent or None is shown as a dash, and a
+            column of dashes is left out.
+    """
+    table = Table(
+        _RESULT_COLUMNS,
+        tuple(
+            (
+                str(row.get("method") or ABSENT),
+                str(row.get("model") or ABSENT),
+                percent(row.get("top1")),
+                number(row.get("nll"), 3),
+                percent(row.get("ece")),
+                percent(row.get("teacher_agreement")),
+                millions(row.get("parameters")),
+                millions(row.get("macs")),
+                number(row.get("seconds"), 1),
+            )
+            for row in rows
+        ),
+    )
+    return without_empty_columns(table)
+
+
+def run_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a single run, for `results_table`: its teacher, its assistant, and who was trained.
+
+    Args:
+        summary: The content of `result.json`.
+    """
+    rows = [
+        _row(role, part["model"], part.get("test"), part.get("cost"), part.get("timing", {}).get("seconds"))
+        for role in ("teacher", "assistant")
+        if (part := summary.get(role))
+    ]
+    trained = summary.get("method") or summary.get("role")
+    rows.append(_row(trained, summary["model"], summary.get("test"), summary.get("cost"), summary["timing"]["seconds"]))
+    return rows
+
+
+def _row(
+    method: Any, model: Any, test: Mapping[str, Any] | None, cost: Mapping[str, Any] | None, seconds: float | None
+) -> dict[str, Any]:
+    return {"method": method, "model": model, **(test or {}), **(cost or {}), "seconds": seconds}
+
+
+def plan_tables(plan: Mapping[str, Any]) -> list[Table | str]:
+    """What `--dry-run` shows: data, models, stages, and how long it would take.
+
+    Args:
+        plan: What `preview` gave.
+    """
+    data = {**plan["data"], "images": "x".join(map(str, plan["data"]["images"]))}
+    return [
+        records_table([data], tuple(data)),
+        records_table(plan["models"], ("role", "model", "parameters", "macs")),
+        records_table(plan["stages"], ("title", "method", "epochs", "steps", "seconds")),
+        f"about {plan['seconds']:.0f} s of training; nothing was trained",
+    ]

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from distillab.commands.flags import AllowCode, Injected, Json, Quiet
 from distillab.errors import CheckpointError
-from distillab.report.table import records_table
+from distillab.tables import records_table
 
 
 def verify(

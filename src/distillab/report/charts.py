@@ -23,8 +23,8 @@ from distillab.report.drawing import (
     short,
     themed,
 )
-from distillab.report.table import ABSENT, Column, Table, number, percent
 from distillab.results.run_record import Epoch
+from distillab.tables import ABSENT, Column, Table, number, percent
 
 HALF, THIRD = 340, 250
 """Widths of panels of which two or three stand beside each other, in points."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from distillab.report.drawing import Panel
-from distillab.report.table import Table
+from distillab.tables import Table
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillab import __version__
 from distillab.report.document import Block, Chart, Document, Figures, Gallery, Listing, Paragraph
-from distillab.report.table import Table
+from distillab.tables import Table
 
 _FORMAT = 1
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")

@@ -25,7 +25,7 @@ from distillab.report.drawing import (
     themed,
 )
 from distillab.report.look import Calibration, Look
-from distillab.report.table import ABSENT, Column, Table, number, percent
+from distillab.tables import ABSENT, Column, Table, number, percent
 
 _SQUARE = 190  # points
 _SQUARE_MARGINS = {"left": 24.0, "right": 8.0, "bottom": 32.0, "top": 8.0}

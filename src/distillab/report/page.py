@@ -9,7 +9,7 @@ from importlib import resources
 
 from distillab import __version__
 from distillab.report.document import Document
-from distillab.report.table import ABSENT
+from distillab.tables import ABSENT
 
 _TEMPLATES = resources.files("distillab.report") / "templates"
 

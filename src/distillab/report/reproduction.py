@@ -8,8 +8,8 @@ from distillab.config import TrainConfig, to_toml
 from distillab.outside_code import names_code
 from distillab.report.collect import Collection, Variant
 from distillab.report.document import Block, Figures, Listing
-from distillab.report.table import Column, Table
 from distillab.results.run_record import Run, shown_path, spelt
+from distillab.tables import Column, Table
 
 
 def reproduction(collection: Collection) -> list[Block]:

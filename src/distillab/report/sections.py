@@ -23,21 +23,11 @@ from distillab.report.document import (
 from distillab.report.look import Look
 from distillab.report.model_charts import confusion_chart, embedding_chart, reliability_chart, similarity_chart
 from distillab.report.reproduction import reproduction
-from distillab.report.table import (
-    ABSENT,
-    Column,
-    Table,
-    interval,
-    millions,
-    number,
-    percent,
-    points,
-    probability,
-    without_empty_columns,
-)
 from distillab.report.teacher_chart import BesideTeacher, teacher_chart
+from distillab.results.columns import rows_table
 from distillab.results.rows import Counted, counted
 from distillab.results.run_record import Run
+from distillab.tables import ABSENT, Column, Table, points
 
 _COMPARED = ("alone", "distilled")
 
@@ -136,45 +126,20 @@ def _facts(collection: Collection) -> dict[str, str]:
 def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
     """What the seeds show, and what else is known of the rows; a column without a value is left out."""
     several = any(row["num_seeds"] > 1 for row in rows)
-    versus = [row["versus_alone"] or {} for row in rows]
-    methods = (Column("method"), [row["method"] for row in rows])
-    shown = [
-        methods,
-        (Column("model"), [row["model"] for row in rows]),
-        (Column("seeds", numeric=True), [str(row["num_seeds"]) for row in rows]),
-        (Column("top-1 %", numeric=True), [points(row["top1_mean"]) for row in rows]),
-        (Column("std", numeric=True), [points(row["top1_std"]) for row in rows]),
-        (Column("95 % interval", numeric=True), [interval(row["top1_interval"]) for row in rows]),
-        (Column("versus alone", numeric=True), [points(one.get("difference"), signed=True) for one in versus]),
-        (Column("its 95 % interval", numeric=True), [interval(one.get("interval"), signed=True) for one in versus]),
-        (Column("p (Holm)", numeric=True), [probability(one.get("p_value")) for one in versus]),
-    ]
-    if several:
-        shown.append((Column("shown"), [one.get("verdict") or ABSENT for one in versus]))
-    known = [
-        methods,
-        (Column("NLL", numeric=True), [number(row["nll"], 3) for row in rows]),
-        (Column("ECE %", numeric=True), [percent(row["ece"]) for row in rows]),
-        (Column("agreement %", numeric=True), [percent(row["teacher_agreement"]) for row in rows]),
-        (Column("params M", numeric=True), [millions(row["parameters"]) for row in rows]),
-        (Column("seconds", numeric=True), [number(row["seconds_mean"], 1) for row in rows]),
-        (Column("points/min", numeric=True), [number(one.get("points_per_extra_minute"), 2) for one in versus]),
-    ]
     over = "over seeds where there are several, else of one run on its test images"
-    captions = (
-        f"All rows. Intervals are {over}.",
-        "What else is known of them: loss and calibration on the test images, agreement with the teacher, seconds of "
-        "training" + (", points gained a minute longer than the student alone." if several else "."),
-    )
+    shown = ("method", "model", "seeds", "top1", "std", "interval", "versus_alone", "versus_interval", "p_value")
+    known = ("method", "nll", "ece", "agreement", "parameters", "seconds", "gain")
     return [
-        Figures(caption, _table(columns), tuple(range(len(rows))))
-        for caption, columns in zip(captions, (shown, known), strict=True)
+        Figures(caption, rows_table(rows, columns), tuple(range(len(rows))))
+        for caption, columns in (
+            (f"All rows. Intervals, of 95 %, are {over}.", (*shown, "shown") if several else shown),
+            (
+                "What else is known of them: loss and calibration on the test images, agreement with the teacher, "
+                "seconds of training" + (", points gained a minute longer than the student alone." if several else "."),
+                known,
+            ),
+        )
     ]
-
-
-def _table(columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
-    cells = tuple(zip(*(cells for _, cells in columns), strict=True))
-    return without_empty_columns(Table(tuple(column for column, _ in columns), cells))
 
 
 def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Block]:

@@ -10,7 +10,7 @@ from distillab.evaluation.metrics import wilson_interval
 from distillab.report.charts import HALF, THIRD, intervals
 from distillab.report.document import Chart, Series
 from distillab.report.drawing import themed
-from distillab.report.table import Column, Table, number, percent
+from distillab.tables import Column, Table, number, percent
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,8 @@
 from __future__ import annotations
 
-from distillab.report.table import (
-    Column,
-    Table,
-    comparison_tables,
-    estimate_tables,
-    plan_tables,
-    records_table,
-    results_table,
-    run_rows,
-)
+from distillab.commands.compare import comparison_tables, estimate_tables
+from distillab.commands.outcome import plan_tables, results_table, run_rows
+from distillab.tables import Column, Table, records_table
 
 TEST = {"top1": 0.9712, "nll": 0.12345, "ece": 0.0167, "teacher_agreement": None}
 
@@ -94,7 +87,7 @@ def test_a_comparison_shows_what_differs_then_what_else_is_known_table_by_table(
     assert [column.title for column in known.columns] == [
         *("method", "seeds", "std", "best epoch %", "NLL", "seconds", "points/min")
     ]
-    assert known.rows[1] == ("st", "5", "0.20", "90.00", "0.300", "60.0", "1.5")
+    assert known.rows[1] == ("st", "5", "0.20", "90.00", "0.300", "60.0", "1.50")
 
 
 def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
