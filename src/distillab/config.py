@@ -110,6 +110,12 @@ _SHARED = (
 )
 _SHARED_TRAINING = ("batch_size", "label_smoothing", "precision", "deterministic", "execution")
 
+OF_THE_PLACE = (
+    *("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib"),
+    *("checkpoint", "track"),
+)
+"""Settings of where and how a run is carried out, by which its result does not change."""
+
 _OF_ONE_MODEL = ("role", "model")  # what a `TrainConfig` has and a `DistillConfig` has not
 
 
@@ -309,6 +315,18 @@ def shared_settings(config: RunConfig) -> dict[str, Any]:
 
 def to_toml(config: RunConfig) -> str:
     """The config as a recipe: reading it again gives the same config, in a new run folder."""
-    values = settings_of(config)
+    values = anchored(settings_of(config))
     values.pop("output", None)  # a run made again gets a folder of its own
     return tomli_w.dumps(values)
+
+
+def anchored(values: Values) -> dict[str, Any]:
+    """Settings with whole paths of data and teacher, which mean the same in every working folder."""
+    from distillab.data.catalog import DATASETS
+
+    found = dict(values)
+    for key, names in (("data", DATASETS), ("teacher", MODELS)):
+        text = found.get(key)
+        if isinstance(text, str) and text not in names and (path := Path(text).expanduser()).exists():
+            found[key] = str(path.absolute())
+    return found

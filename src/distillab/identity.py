@@ -11,16 +11,12 @@ import torch
 from torch import nn
 
 from distillab import __version__
-from distillab.config import DistillConfig, TrainConfig, settings_of
+from distillab.config import OF_THE_PLACE, DistillConfig, TrainConfig, settings_of
 from distillab.data.dataset import Dataset
 from distillab.models.weights import weights_sha256
 from distillab.runtime.device import Compute
 from distillab.runtime.reproducibility import NUMERICS
 
-_OF_THE_PLACE = (
-    *("output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib"),
-    *("checkpoint", "track"),
-)
 _WITHOUT_INFLUENCE = ("distillab", "torch")
 
 
@@ -38,7 +34,7 @@ def run_identity(
         JSON values; runs that give equal results have equal ones.
     """
     settings = settings_of(config)
-    for key in _OF_THE_PLACE:
+    for key in OF_THE_PLACE:
         settings.pop(key, None)
     settings["training"].pop("execution")
     settings["data"] = dataset.sha256

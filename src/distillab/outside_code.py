@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distillab.errors import ConfigError, nearest
@@ -20,6 +20,15 @@ def names_code(spec: str) -> bool:
         spec: Such as "cnn8", "timm:resnet18" (both are not) or "package.module:function" (is).
     """
     return _CODE.fullmatch(spec) is not None and not spec.startswith(_LIBRARIES)
+
+
+def mentions_code(settings: object) -> bool:
+    """Whether any of nested settings names a function: see `names_code`."""
+    if isinstance(settings, Mapping):
+        return any(map(mentions_code, settings.values()))
+    if isinstance(settings, list | tuple):
+        return any(map(mentions_code, settings))
+    return isinstance(settings, str) and names_code(settings)
 
 
 def find_function(target: str, *, where: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from distillab.feeding import build_feed, build_place, common_image_size
 from distillab.guidance.cache import teacher_sha256
 from distillab.identity import identity_sha256, run_identity
 from distillab.models.catalog import build_model
-from distillab.outside_code import names_code
+from distillab.outside_code import mentions_code, names_code
 from distillab.preparation import Workplace
 from distillab.runtime.device import choose_compute, computing
 from distillab.runtime.events import Event, Note, Observer, RunStarted
@@ -64,6 +64,11 @@ class Scene:
     started: float = field(default_factory=time.perf_counter)
     test_logits: Tensor | None = None
     trackers: Trackers = field(default_factory=Trackers)
+
+    @property
+    def names_code(self) -> bool:
+        """Whether to go on with the run takes `allow_code`: what was typed by hand is read from its folder then."""
+        return self.allow_code or mentions_code(settings_of(self.config))
 
     def build(self, spec: str, role: Role) -> nn.Module:
         """A new model, its initial weights drawn from the run's seed and its role.
@@ -149,7 +154,7 @@ class Scene:
             self.trackers.epoch(line)
 
         self.place = replace(self.place, record=record, observer=observe)
-        observe(RunStarted(run_dir.path, resume_command(run_dir.path, allow_code=self.allow_code)))
+        observe(RunStarted(run_dir.path, resume_command(run_dir.path, allow_code=self.names_code)))
         log(Note(self._how()))  # not for the screen: runs that are carried out together would all say it
 
     def _how(self) -> str:

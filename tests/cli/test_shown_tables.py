@@ -75,10 +75,22 @@ def test_a_comparison_shows_what_differs_then_what_else_is_known_table_by_table(
             "seconds_mean": 60.0,
         }
         versus_alone = {**versus, "verdict": verdict} if verdict else None
-        return {"table": table, "method": method, "versus_alone": versus_alone, **own, **known}
+        versus_st = versus_alone if method == "takd" else None
+        ranked = {"rank": (1, 2), "num_teachers": 1}
+        return {
+            "table": table,
+            "method": method,
+            "versus_alone": versus_alone,
+            "versus_st": versus_st,
+            **own,
+            **known,
+            **ranked,
+        }
 
-    rows = [row("", "alone", None), row("", "st", "better"), row("tuned", "st", "no difference shown")]
-    default, shown, known, tuned, *_ = comparison_tables({"rows": rows})
+    rows = [row("", "alone", None), row("", "st", "better"), row("tuned", "takd", "no difference shown")]
+    default, shown, known, tuned, _, versus_st, _ = comparison_tables({"rows": rows})
+    assert isinstance(versus_st, Table)
+    assert versus_st.rows == (("takd", "1 to 2", "+1.20", "+1.00 to +1.40", "< 0.001", "nothing"),)
     assert (default, tuned) == ("\ndefault", "\ntuned")
     assert isinstance(shown, Table)
     assert shown.rows[0] == ("alone", "91.20", "91.00 to 91.40", "-", "-", "-", "-")
@@ -102,14 +114,14 @@ def test_a_plan_of_a_comparison_tells_runs_time_and_disk() -> None:
         "teacher_seconds": 9.26,
         "side_by_side": False,
         "bytes": 5 << 20,
-        "cache_bytes": 4 << 30,
+        "cache_bytes": 3 << 20,
     }
     table, sentence = estimate_tables(todo)
     assert isinstance(table, Table)
     assert table.rows == (("teacher", "1", "0", "-"), ("st (tuned)", "5", "3", "3.3 min"))
     assert sentence == (
         "3 of 6 runs are left: about 2.2 h if nothing else runs here, 9.3 s of it to ask the teacher,"
-        " and up to 5 MiB of disk, less than 4.0 GiB more for the teacher's logits"
+        " and up to 5 MiB of disk, and 3 MiB for the logits of teachers"
     )
     *_, sentence = estimate_tables({**todo, "side_by_side": True})
     assert isinstance(sentence, str)

@@ -99,6 +99,10 @@ def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
         ({"axis": ("teacher=tiny:build,tiny:build_wide",)}, "one for all rows"),
         ({"axis": ("split.train_limit=8,16",)}, "one for all rows"),
         ({"axis": ("seed=1,2",)}, "one for all rows"),
+        ({"axis": ("optimizer.momentum=0.8,0.8",)}, "a value twice"),
+        ({"axis": ("optimizer.momentum=0.8", "optimizer.momentum=0.9")}, "is there twice"),
+        ({"axis": ("checkpoint.minutes=1,2",)}, "changes no result"),
+        ({"axis": ("cache-gib=0,4",)}, "changes no result"),
     ],
 )
 def test_what_cannot_be_compared_is_named(tmp_path, comparison, named):

@@ -246,7 +246,7 @@ def test_the_gain_is_told_by_the_minute_that_it_costs():
     assert difference(runs, "takd").points_per_extra_minute == pytest.approx(-1 / 1.5)
 
 
-@pytest.mark.parametrize("seconds", [63.0, 60.0, 59.0])
+@pytest.mark.parametrize("seconds", [65.0, 60.0, 59.0])
 def test_a_method_that_takes_no_longer_has_no_gain_by_the_minute(seconds):
     runs = table(alone=ALONE) | table(seconds=seconds, st=BETTER)
     assert difference(runs).points_per_extra_minute is None
@@ -342,7 +342,8 @@ def test_a_method_that_is_worse_is_told_and_the_rest_is_not_shown_to_differ():
     runs = table(alone=(0.9, 0.91, 0.92), st=(0.80, 0.81, 0.821), takd=(0.92, 0.90, 0.93), multi=(0.9, 0.92, 0.91))
     found = compare(runs).versus["alone"]
     assert found["st"].p_value == pytest.approx(3 * found["st"].uncorrected_p_value)
-    first, second, third, fourth, fifth, last = sentences(compare(runs))
+    first, second, third, both, fourth, fifth, last = sentences(compare(runs))
+    assert both == "takd and multi are shown to beat st, by 9.97 to 10.63 points."
     assert first == "No method is shown to beat the student alone with 3 seeds."
     assert second.startswith(
         "st is worse than the student alone by 9.97 points (95 % interval 9.82 to 10.11, corrected p"
@@ -354,6 +355,22 @@ def test_a_method_that_is_worse_is_told_and_the_rest_is_not_shown_to_differ():
     assert fourth.startswith("takd beats st by 10.63 points (95 % interval 6.86 to 14.40, corrected p = 0.0074, ")
     assert fifth.startswith("multi beats st by 9.97 points ")
     assert last == "No method is shown to be better than every other; the best may be any of alone, takd, multi."
+
+
+def test_several_that_are_better_are_told_together_first():
+    runs = table(alone=(0.9, 0.91, 0.9), takd=(0.951, 0.96, 0.95), multi=(0.93, 0.9395, 0.93), fitnet=(0.9, 0.92, 0.91))
+    first, second, third, *_ = sentences(compare(runs))
+    assert first == "takd and multi are shown to beat the student alone, by 2.98 to 5.03 points."
+    assert second.startswith("takd beats the student alone by 5.03 points")
+    assert third.startswith("multi beats the student alone by 2.98 points")
+
+
+def test_soft_targets_of_several_settings_are_no_baseline_and_that_is_told():
+    (pair,) = table(st=(0.9, 0.91)).values()
+    runs = {**table(alone=(0.9, 0.91)), "st, temperature 2": pair, "st, temperature 4": pair, "takd": pair}
+    lines = sentences(compare(runs))
+    assert lines[-1] == "st is there with several settings, so nothing is held against it."
+    assert "may be any of alone; st, temperature 2; st, temperature 4; takd." in lines[-2]
 
 
 def test_one_seed_is_told_to_be_too_few():

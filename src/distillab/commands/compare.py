@@ -28,7 +28,7 @@ from distillab.recipe import load_recipe
 from distillab.results.columns import rows_table
 from distillab.settings import validated
 from distillab.stages import PLANS
-from distillab.tables import ABSENT, Column, Table, duration
+from distillab.tables import ABSENT, Column, Table, duration, points
 from distillab.terminal import Screen
 
 CompareFlags = flags_of(DistillConfig, leaving_out=("method", "output", "distill"))
@@ -120,13 +120,16 @@ def compare(
             allow_code=allow_code,
             spread=spread,
         )
-    show_comparison(screen, result, allow_code=allow_code)
+    # What code the plan names was typed by hand, or let through where the recipe was read.
+    show_comparison(screen, result, allow_code=allow_code or plan.names_code)
 
 
 def show_comparison(screen: Screen, result: dict[str, Any], *, allow_code: bool) -> None:
     """Make the report of a comparison, and show what it has come to."""
     result, report = end_with_report(screen, result, allow_code=allow_code)
-    screen.show(result, *comparison_tables(result), *result["sentences"], f"comparison: {result['output']}", report)
+    teachers = [f"teacher: {one['model']}, {points(one['top1'])} % of the test images" for one in result["teachers"]]
+    parts = (*teachers, *comparison_tables(result), *result["sentences"])
+    screen.show(result, *parts, f"comparison: {result['output']}", report)
 
 
 def _words(words: list[str] | None) -> tuple[str, ...] | None:
@@ -149,8 +152,18 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
         rows = [row for row in result["rows"] if row["table"] == name]
         parts += [
             *([f"\n{name or 'default'}"] if len(names) > 1 else []),
-            rows_table(rows, ("method", "top1", "interval", "versus_alone", "versus_interval", "p_value", "shown")),
-            rows_table(rows, ("method", "seeds", "std", "last", "best", "nll", "agreement", "seconds", "gain")),
+            rows_table(
+                rows,
+                ("method", "top1", "interval", "versus_alone", "alone_interval", "alone_p_value", "alone_shown"),
+            ),
+            *(
+                [rows_table(rows, ("method", "rank", "versus_st", "st_interval", "st_p_value", "st_shown"))]
+                if any(row["versus_st"] for row in rows)
+                else []
+            ),
+            rows_table(
+                rows, ("method", "seeds", "teachers", "std", "last", "best", "nll", "agreement", "seconds", "gain")
+            ),
         ]
     return parts
 
@@ -178,6 +191,6 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
         Table(columns, rows),
         f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} {how},"
         f" {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
-        f" {todo['bytes'] / 2**20:,.0f} MiB of disk, less than {todo['cache_bytes'] / 2**30:.1f} GiB more for the"
-        " teacher's logits",
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk, and {todo['cache_bytes'] / 2**20:,.0f} MiB for the logits of"
+        " teachers",
     ]

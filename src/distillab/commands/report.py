@@ -12,6 +12,8 @@ from distillab.commands.flags import AllowCode, Injected, Json, Quiet
 from distillab.errors import DistillabError
 from distillab.terminal import Screen
 
+_MOST_REASONS = 3
+
 
 def report(
     runs: Annotated[list[Path], Parameter(help="Run folders, comparisons, and folders that hold some.")],
@@ -41,7 +43,7 @@ def report(
         "left_out": document.left_out,
         "files": [str(file) for file in written.files],
     }
-    screen.show(result, document.headline, f"report: {page}")
+    screen.show(result, document.headline, f"report: {page}", *_left_out(document.left_out))
 
 
 def end_with_report(screen: Screen, result: dict[str, Any], *, allow_code: bool = False) -> tuple[dict[str, Any], str]:
@@ -69,11 +71,18 @@ def end_with_report(screen: Screen, result: dict[str, Any], *, allow_code: bool 
         reason = f"{type(error).__name__}: {error} (this is a bug)"
     else:
         page = str(written.files[0])
-        return {**result, "report": page}, f"report: {page}"
+        return {**result, "report": page}, "\n".join([f"report: {page}", *_left_out(written.document.left_out)])
     told = f"there is no report: {reason}; once more: distillab report {folder}"
     if screen.json:
         screen.tell(told)
     return {**result, "report": None}, told
+
+
+def _left_out(reasons: Sequence[str]) -> list[str]:
+    """What a report does not show, and why; the page has all of it."""
+    told = [f"  left out of it: {reason}" for reason in reasons[:_MOST_REASONS]]
+    more = len(reasons) - len(told)
+    return [*told, f"  and {more} more, told at its end"] if more else told
 
 
 def _common_folder(runs: Sequence[Path]) -> Path:

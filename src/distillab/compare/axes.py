@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillab.config import DistillConfig
+from distillab.config import OF_THE_PLACE, DistillConfig
 from distillab.errors import ConfigError, nearest
 from distillab.stages import ALONE, find_plan, plan_options
 
@@ -50,9 +50,13 @@ def read_axes(texts: Sequence[str], methods: Sequence[str]) -> list[Axis]:
     """
     axes = [_read(text) for text in texts]
     for axis in axes:
+        name = ".".join(axis.path)
+        if sum(axis.path == other.path for other in axes) > 1:
+            raise ConfigError(f"'{name}' is there twice", where="axis", hint=f"give all its values at once: {name}=1,2")
+        if len({repr(value) for value in axis.values}) < len(axis.values):
+            raise ConfigError(f"'{name}' has a value twice", where="axis", hint="give each value once")
         if not any(axis.concerns(method) for method in (ALONE, *methods)):
             options = {name for method in methods for name in plan_options(find_plan(method)).model_fields}
-            name = ".".join(axis.path)
             raise ConfigError(
                 f"none of the methods has the setting '{name}'", where="axis", hint=nearest(axis.path[-1], options)
             )
@@ -80,6 +84,12 @@ def _read(text: str) -> Axis:
             f"{path[0]} is one for all rows of a comparison",
             where="axis",
             hint="use --methods, --seeds or --teacher-seeds for what they vary, and a comparison each for the rest",
+        )
+    if path[0] in OF_THE_PLACE:
+        raise ConfigError(
+            f"{path[0]} changes no result, so there is nothing to compare",
+            where="axis",
+            hint=f"give one value: --{name.replace('_', '-')} VALUE",
         )
     return Axis(path, tuple(_value(word.strip()) for word in values.split(",")))
 

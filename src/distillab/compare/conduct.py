@@ -92,7 +92,7 @@ def conduct_teachers(
     _take_finished(plan, plan.teachers, expected)
     check_finished(plan.teachers, expected)
     work = partial(_conduct_teacher, command=command, allow_code=allow_code, force=force)
-    missing = [teacher for teacher in plan.teachers if not is_complete(_home(teacher))]
+    missing = [teacher for teacher in plan.teachers if not is_complete(home_of(teacher))]
     for _ in spread([Task(f"teacher {teacher.seed}", teacher, partial(work, teacher)) for teacher in missing]):
         pass
 
@@ -191,7 +191,7 @@ def _missing(group: Group) -> list[PlannedRun]:
     return [run for run in group.runs if not is_complete(run.folder)]
 
 
-def _home(config: AnyConfig) -> Path:
+def home_of(config: AnyConfig) -> Path:
     """Where a planned run's files go."""
     assert config.output is not None
     return config.output
@@ -209,7 +209,7 @@ def check_finished(configs: Iterable[AnyConfig], expected: Expected) -> None:
         CheckpointError: A result is damaged.
     """
     for config in configs:
-        if not is_complete(folder := _home(config)):
+        if not is_complete(folder := home_of(config)):
             continue
         result = read_result(folder)
         hint = "give another --output, or remove that folder to have the run made again"
@@ -241,11 +241,11 @@ def _take_finished(plan: ComparisonPlan, configs: Sequence[AnyConfig], expected:
     Raises:
         StorageError: A folder cannot be moved or copied.
     """
-    missing = [config for config in configs if not is_complete(_home(config))]
+    missing = [config for config in configs if not is_complete(home_of(config))]
     finished = _finished(plan.folder) if missing else {}
     if not finished:
         return
-    planned = {_home(teacher) for teacher in plan.teachers} | {run.folder for run in plan.runs}
+    planned = {home_of(teacher) for teacher in plan.teachers} | {run.folder for run in plan.runs}
     for config in missing:
         try:
             wanted = expected.sha256(config)
@@ -254,7 +254,7 @@ def _take_finished(plan: ComparisonPlan, configs: Sequence[AnyConfig], expected:
         found = finished.get(wanted)
         if found is None or _computed_otherwise(read_result(found), config):
             continue
-        home = _home(config)
+        home = home_of(config)
         try:
             shutil.rmtree(home, ignore_errors=True)
             home.parent.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillab.compare.conduct import is_complete
+from distillab.compare.conduct import Expected, check_finished, is_complete
 from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
 from distillab.config import AnyConfig, DistillConfig, to_toml
+from distillab.data.config import AugmentConfig
 from distillab.preview import preview_together
 from distillab.runtime.device import choose_compute
+from distillab.runtime.events import silent
+from distillab.stages import ALONE, find_plan
 
-_BYTES_A_PARAMETER = 4
+_BYTES_A_NUMBER = 4
 _COPIES_LEFT = 2  # the last weights and the best ones
 _COPIES_SAVED = 4  # weights, moments, average and best ones, in each of the checkpoints that are kept
 
@@ -49,11 +52,13 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
         row, and the trials of a row standing in a table "tuning"), "runs" and "runs_left" of all rows; and of what is
         left "seconds", "teacher_seconds" (those of them in which trained teachers are asked), "side_by_side" (on a
         GPU the runs of a group share it, and take less than that), "bytes" in the comparison's folder, and
-        "cache_bytes" that teachers' logits may take at most; ready for JSON.
+        "cache_bytes" that the logits of teachers and assistants may take; ready for JSON.
 
     Raises:
+        ConfigError: What is complete in the folder would come out otherwise now.
         DistillabError: Whatever a run would stumble over before its first step.
     """
+    check_finished([*plan.teachers, *(run.config for run in plan.runs)], Expected(silent, allow_code=allow_code))
     whole = with_tuned(plan, {row: {} for row in plan.rows}) if plan.tune else plan
     costs = _Costs(plan, allow_code=allow_code)
     for group in whole.groups:
@@ -92,7 +97,7 @@ def estimate(plan: ComparisonPlan, *, allow_code: bool) -> dict[str, Any]:
         "teacher_seconds": teacher_seconds,
         "side_by_side": choose_compute(plan.runs[0].config.device).device.type == "cuda",
         "bytes": num_bytes,
-        "cache_bytes": int(max(run.config.cache_gib for run in plan.runs) * 2**30),
+        "cache_bytes": costs.of_logits(plan),
     }
 
 
@@ -104,12 +109,14 @@ class _Costs:
         self._num_groups = max(1, len(plan.groups))
         self._allow_code = allow_code
         self._known: dict[str, _Cost] = {}
+        self._data: Mapping[str, Any] | None = None
 
     def try_out(self, configs: Sequence[AnyConfig]) -> None:
         """Build runs that can be carried out together, those that are not known yet, and try their steps."""
         unknown = {key: config for key, config in map(self._any_seed, configs) if key not in self._known}
         if unknown:
             seen = preview_together(list(unknown.values()), allow_code=self._allow_code)
+            self._data = seen[0]["data"]
             for (key, config), one in zip(unknown.items(), seen, strict=True):
                 self._known[key] = self._cost(config, one)
 
@@ -133,6 +140,21 @@ class _Costs:
             longest |= self.of(config).teacher_seconds  # of each role the larger
         return longest.total()
 
+    def of_logits(self, plan: ComparisonPlan) -> int:
+        """Bytes of the logits that are kept: of test images, and of training images where they are seen again."""
+        if self._data is None:  # nothing is left to do
+            return 0
+        config = plan.runs[0].config
+        is_augmented = config.augment != AugmentConfig()
+        train = (config.views or (0 if is_augmented else 1)) * self._data["train"]
+        test = self._data["test"]
+        seeds = len({run.seed for run in plan.runs}) if is_augmented else 1  # other seeds, other views
+        teachers = len({run.teacher for run in plan.runs})
+        assistants = sum(find_plan(run.method).uses_assistant for run in plan.runs if run.method != ALONE)
+        images = teachers * (seeds * train + test) + assistants * (train + test)
+        most = max(run.config.cache_gib for run in plan.runs) * 2**30
+        return int(min(most, images * self._data["classes"] * _BYTES_A_NUMBER))
+
     def _cost(self, config: AnyConfig, seen: Mapping[str, Any]) -> _Cost:
         learners = {stage["role"] for stage in seen["stages"]}
         if isinstance(config, DistillConfig):
@@ -146,5 +168,5 @@ class _Costs:
         return _Cost(
             sum(stage["seconds"] for stage in stages) - teacher_seconds.total(),
             teacher_seconds,
-            int(parameters * _BYTES_A_PARAMETER * copies),
+            int(parameters * _BYTES_A_NUMBER * copies),
         )

@@ -20,10 +20,12 @@ from distillab.config import (
     merged,
     resolve_distill,
     resolve_train,
+    settings_of,
     shared_settings,
     to_toml,
 )
 from distillab.errors import ConfigError
+from distillab.outside_code import mentions_code
 from distillab.settings import Section
 from distillab.stages import ALONE, PLANS, find_plan
 
@@ -124,6 +126,11 @@ class ComparisonPlan:
     def runs(self) -> tuple[PlannedRun, ...]:
         """Of all groups."""
         return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def names_code(self) -> bool:
+        """Whether a setting of its runs names a function of somebody's package."""
+        return any(mentions_code(settings_of(run.config)) for run in self.runs)
 
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,7 @@ from distillab.compare.conduct import (
 from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
 from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
-from distillab.config import merged
+from distillab.config import anchored, merged
 from distillab.errors import CheckpointError, Interrupted, StorageError
 from distillab.recipe import checked
 from distillab.results.comparison import REQUEST, RESULT, is_comparison
@@ -108,9 +108,11 @@ def run_comparison(
         check_finished(plan.teachers, expected)
         if all(teacher.output and is_complete(teacher.output) for teacher in plan.teachers):
             check_finished((run.config for run in plan.runs), expected)
-        request = {"comparison": comparison.model_dump(mode="json"), "recipe": recipe, "flags": flags}
+        go_on = resume_command(plan.folder, allow_code=allow_code or plan.names_code)
+        asked = {"recipe": anchored(recipe), "flags": anchored(flags)}
+        request = {"comparison": comparison.model_dump(mode="json"), **asked}
         write_text(plan.folder / REQUEST, json.dumps(request, indent=2, default=str) + "\n")
-        observer(RunStarted(plan.folder, resume_command(plan.folder, allow_code=allow_code)))
+        observer(RunStarted(plan.folder, go_on))
         try:
             spread = spread or one_by_one(observer)
             conduct_teachers(plan, spread, expected, command=command, allow_code=allow_code, force=force)
@@ -118,7 +120,7 @@ def run_comparison(
                 plan = with_tuned(plan, tune(plan, spread, observer=observer, allow_code=allow_code))
             conduct_groups(plan, spread, expected, command=command, allow_code=allow_code, force=force)
         except Interrupted as stop:
-            stop.hint = resume_command(plan.folder, allow_code=allow_code)  # not only the runs that were under way
+            stop.hint = go_on  # not only the runs that were under way
             raise
         result = comparison_result(plan)
         home.write_json(RESULT, result)

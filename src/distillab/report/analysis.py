@@ -84,7 +84,8 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
     config = _common_config(chosen)
     compute = choose_compute("auto", config.training.precision)
     with computing(compute, config.threads):
-        desk = Desk(config, _open(config, allow_code, observer), compute)
+        splits = [run.config.split for variant in chosen for run in variant.runs]
+        desk = Desk(config, splits, _open(config, allow_code, observer), compute)
         observer(Note(f"looking at {len(chosen)} models, {desk.num_test:,} test images each"))
         looks: list[Look] = []
         features: dict[str, dict[str, Tensor]] = {}  # of teachers, by name
@@ -129,13 +130,18 @@ def models_looked_at(collection: Collection) -> list[Variant]:
 
 
 def _common_config(variants: Sequence[Variant]) -> AnyConfig:
-    """The settings of data, which must be one for all; a student's, who decides on the size of the images."""
+    """Settings of data that do for all, whose test images must be the same; a student's, who decides on the size of the
+    images.
+    """
     configs = [variant.first.config for variant in variants]
-    told = {"data": [config.data for config in configs], "split": [str(config.split) for config in configs]}
+    told = {
+        "data": {config.data for config in configs},
+        **{f"split.{name}": {getattr(config.split, name) for config in configs} for name in ("test_fraction", "seed")},
+    }
     for name, values in told.items():
-        if len(set(values)) > 1:
+        if len(values) > 1:
             raise DataError(
-                f"the runs do not share their images: {name} is {readable(' and '.join(sorted(set(values))))}",
+                f"the runs do not share their images: {name} is {readable(' and '.join(sorted(map(str, values))))}",
                 where=name,
                 hint="make a report of runs with one data set and one split",
             )

@@ -19,6 +19,7 @@ from distillab.report.drawing import (
     Panel,
     apart,
     hue,
+    in_two_lines,
     points_across,
     short,
     themed,
@@ -32,6 +33,7 @@ HALF, THIRD = 340, 250
 _GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 _DASHES = ("-", "--", ":", "-.")
 _ROW_POINTS = 22
+_TWO_LINES_POINTS = 28
 _LABEL_POINTS = 11.5
 _END_LABEL_POINTS = 84
 _MOST_END_LABELS = 14
@@ -42,15 +44,18 @@ Row = Mapping[str, Any]
 
 
 def series_of(variants: Sequence[Variant]) -> tuple[Series, ...]:
-    """How each variant is drawn: models trained alone without colour, distilled ones in hues and shapes."""
+    """How each variant is drawn: models trained alone without colour, distilled ones in hues and shapes; a method has
+    one hue in all tables, and a shape and dashes of its own in each.
+    """
     found = []
-    hues = 0
+    methods = list(dict.fromkeys(v.method or v.name for v in variants if v.place == "distilled"))
+    tables = list(dict.fromkeys(v.table for v in variants if v.place == "distilled"))
     for position, variant in enumerate(variants):
-        marker = MARKERS[hues % NUM_HUES]
         if variant.place == "distilled":
-            dashes = _DASHES[hues // NUM_HUES % len(_DASHES)]
-            look = (hue(hues), f"hue-{hues % NUM_HUES}", marker, _GLYPHS[marker], dashes)
-            hues += 1
+            number, table = methods.index(variant.method or variant.name), tables.index(variant.table)
+            marker = MARKERS[(number + table) % len(MARKERS)]
+            dashes = _DASHES[(number // NUM_HUES + table) % len(_DASHES)]
+            look = (hue(number), f"hue-{number % NUM_HUES}", marker, _GLYPHS[marker], dashes)
         elif variant.place == "alone":
             look = (INK, "ink", "o", "●", "-")
         else:
@@ -68,7 +73,9 @@ def accuracy_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
         reference=_alone(rows), lighter=lambda row: several and row["interval_over"] == "images",
     )]  # fmt: skip
     versus = [(row["versus_alone"] or {}) for row in rows]
-    told = "Points are means, bars 95 % intervals; the dotted line is the student alone. "
+    told = "Points are means, bars 95 % intervals" + (
+        "; the dotted line is the student alone. " if _alone(rows) else ". "
+    )
     if any(one.get("interval") for one in versus):
         panels.append(intervals(
             "versus-alone", "Points more than the student alone", rows, series,
@@ -122,9 +129,10 @@ def intervals(
     lighter: Callable[[Row], bool] = _never,
 ) -> Panel:
     """Rows below each other, each a point with its interval, in percent, and its number at the end."""
-    names = [short(row["method"], 0.42 * width) for row in rows]
+    names = [in_two_lines(row["method"], 0.42 * width) for row in rows]
+    height = _TWO_LINES_POINTS if any("\n" in name for name in names) else _ROW_POINTS
     drawing = Drawing(
-        width, 24 + _ROW_POINTS * len(rows), left=points_across(names) + 12, right=42, bottom=20, top=4, grid="x"
+        width, 24 + height * len(rows), left=points_across(names) + 12, right=42, bottom=20, top=4, grid="x"
     )
     axes = drawing.axes
     if reference is not None:

@@ -47,17 +47,31 @@ def hue(number: int) -> str:
 
 
 def short(name: str, points: float) -> str:
-    """As much of a name as so many points have room for; to be used where things are `themed`."""
-    kept, shown = name, name
+    """As much of a name as so many points have room for, its middle left out: what tells it from others is mostly at
+    its end. To be used where things are `themed`.
+    """
+    shown, kept = name, len(name)
     while kept and points_across([shown]) > points:
-        kept = kept[:-1]
-        shown = f"{kept}…"
+        kept -= 1
+        tail = (kept + 1) // 2
+        shown = f"{name[: kept - tail].rstrip()}…{name[len(name) - tail :].lstrip()}" if kept else "…"
     return shown
+
+
+def in_two_lines(name: str, points: float) -> str:
+    """A name as `short`, broken once at a space where it is too long for one line."""
+    if points_across([name]) <= points:
+        return name
+    breaks = [place for place, letter in enumerate(name) if letter == " "]
+    middle = min(breaks, key=lambda place: abs(2 * place - len(name)), default=None)
+    if middle is None:
+        return short(name, points)
+    return f"{short(name[:middle], points)}\n{short(name[middle + 1 :], points)}"
 
 
 def points_across(texts: Iterable[str]) -> float:
     """How wide the longest text is, in points, with room to spare: a page has fonts of its own; see `short`."""
-    return _SPARE * max((_width(text) for text in texts), default=0.0)
+    return _SPARE * max((_width(line) for text in texts for line in text.split("\n")), default=0.0)
 
 
 def _width(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distillab.config import AnyConfig
 from distillab.data.batches import EvaluationBatches
+from distillab.data.config import SplitConfig
 from distillab.data.dataset import Dataset, ImageSet
 from distillab.data.splits import evenly_spread, validation_split
 from distillab.errors import DataError
@@ -82,12 +83,13 @@ class Desk:
         shown: [n] positions of the test images whose features are kept, in rising order.
 
     Args:
-        config: Says how the training images are split, and how large they are shown.
+        config: Says how large images are shown.
+        splits: How the models' training images were chosen: what one of them has seen is held out from none.
         dataset: The images.
         compute: Device and precision.
     """
 
-    def __init__(self, config: AnyConfig, dataset: Dataset, compute: Compute) -> None:
+    def __init__(self, config: AnyConfig, splits: Iterable[SplitConfig], dataset: Dataset, compute: Compute) -> None:
         self.dataset = dataset
         self._compute = compute
         self._size = run_image_size(config)
@@ -95,13 +97,14 @@ class Desk:
         self.shown = evenly_spread(np.arange(self.num_test), _FEATURE_IMAGES)
         self._is_shown = torch.zeros(self.num_test, dtype=torch.bool)
         self._is_shown[self.shown] = True
-        train, _ = validation_split(
-            dataset.train.labels,
-            fraction=config.split.validation_fraction,
-            seed=config.split.seed,
-            limit=config.split.train_limit,
-        )
-        held_out = evenly_spread(np.setdiff1d(np.arange(len(dataset.train)), train), _HELD_OUT_IMAGES)
+        trained = [
+            validation_split(
+                dataset.train.labels, fraction=split.validation_fraction, seed=split.seed, limit=split.train_limit
+            )[0]
+            for split in dict.fromkeys(splits)
+        ]
+        unseen = np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(trained))
+        held_out = evenly_spread(unseen, _HELD_OUT_IMAGES)
         self.num_held_out = len(held_out)
 
         def batches(part: ImageSet, rows: NDArray[np.int64]) -> EvaluationBatches:

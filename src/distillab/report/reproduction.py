@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from distillab.config import TrainConfig, to_toml
-from distillab.outside_code import names_code
+from distillab.outside_code import mentions_code
 from distillab.report.collect import Collection, Variant
 from distillab.report.document import Block, Figures, Listing
 from distillab.results.run_record import Run, shown_path, spelt
@@ -46,7 +46,7 @@ def _record(variant: Variant) -> Listing:
     ]
     if not run.is_own:
         told.insert(0, "this teacher was trained elsewhere, and what follows is of a student of it")
-    if _names_code(run.config.model_dump(mode="json")):
+    if mentions_code(run.config.model_dump(mode="json")):
         told.insert(0, "the settings name code, which is run only with --allow-code: read it first")
     again = [_command(one) for one in variant.runs]
     return Listing(
@@ -58,11 +58,3 @@ def _record(variant: Variant) -> Listing:
 def _command(run: Run) -> str:
     verb = "train" if isinstance(run.config, TrainConfig) else "distill"
     return shlex.join(["distillab", verb, "--recipe", shown_path(run.folder)])
-
-
-def _names_code(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_names_code, value.values()))
-    if isinstance(value, list):
-        return any(map(_names_code, value))
-    return isinstance(value, str) and names_code(value)

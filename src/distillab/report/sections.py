@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from distillab.report.analysis import Analysis
@@ -87,8 +88,24 @@ def _rows(collection: Collection, students: Counted) -> list[dict[str, Any]]:
             row = {**counted([variant.row]).rows[0], "rank": None}  # nobody is held against them
             if any(result.timing.seconds is None for result in variant.row.results):
                 row["seconds_mean"] = None  # a teacher that was given: nobody knows how long it took
-        rows.append({**row, "role": variant.place})
+        rows.append({**row, "role": variant.place, "latency_seconds": _latency(variant, collection)})
     return rows
+
+
+def _latency(variant: Variant, collection: Collection) -> float | None:
+    """Seconds an image takes a row's model: the middle one of all runs of that model on that machine, since it was
+    measured once a run and what differs between these is the machine's mood.
+    """
+    if not variant.runs:
+        return None
+    wanted = _model_and_machine(variant.first)
+    runs = (run for other in collection.variants for run in other.runs if _model_and_machine(run) == wanted)
+    known = [seconds for run in runs if (seconds := run.result.timing.latency_seconds) is not None]
+    return median(known) if known else None
+
+
+def _model_and_machine(run: Run) -> tuple[str, ...]:
+    return run.result.model, run.environment.device, run.environment.device_name or ""
 
 
 def _drawn(row: dict[str, Any], variant: Variant, collection: Collection) -> dict[str, Any]:
@@ -127,17 +144,22 @@ def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
     """What the seeds show, and what else is known of the rows; a column without a value is left out."""
     several = any(row["num_seeds"] > 1 for row in rows)
     over = "over seeds where there are several, else of one run on its test images"
-    shown = ("method", "model", "seeds", "top1", "std", "interval", "versus_alone", "versus_interval", "p_value")
-    known = ("method", "nll", "ece", "agreement", "parameters", "seconds", "gain")
+    shown = (
+        *("method", "model", "seeds", "teachers", "top1", "std", "interval"),
+        *("versus_alone", "alone_interval", "alone_p_value"),
+    )
+    known = ("method", "rank", "nll", "ece", "agreement", "parameters", "seconds", "gain")
+    versus_st = ("method", "versus_st", "st_interval", "st_p_value", "st_shown")
     return [
         Figures(caption, rows_table(rows, columns), tuple(range(len(rows))))
         for caption, columns in (
-            (f"All rows. Intervals, of 95 %, are {over}.", (*shown, "shown") if several else shown),
+            (f"All rows. Intervals, of 95 %, are {over}.", (*shown, "alone_shown") if several else shown),
             (
                 "What else is known of them: loss and calibration on the test images, agreement with the teacher, "
                 "seconds of training" + (", points gained a minute longer than the student alone." if several else "."),
                 known,
             ),
+            *([("The same differences to soft targets.", versus_st)] if any(row["versus_st"] for row in rows) else []),
         )
     ]
 

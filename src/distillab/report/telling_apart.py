@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distillab.config import RunConfig, settings_of
+from distillab.config import OF_THE_PLACE, RunConfig, settings_of
 from distillab.results.run_record import readable
 
 # Two runs that differ in these alone are one variant.
-_NOT_OF_A_VARIANT = frozenset(
-    ("seed", "output", "data_dir", "offline", "device", "threads", "cache_gib", "resident_gib", "checkpoint", "track")
-)
+_NOT_OF_A_VARIANT = frozenset(("seed", *OF_THE_PLACE))
 
 
 def flat_settings(config: RunConfig) -> dict[str, str]:

@@ -34,13 +34,39 @@ def rows_table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
     )
 
 
-def _versus(row: Row) -> Row:
-    return row["versus_alone"] or {}
+def _versus(row: Row, baseline: str) -> Row:
+    return row[f"versus_{baseline}"] or {}
 
 
-def _verdict(row: Row) -> str:
-    verdict = str(_versus(row).get("verdict") or ABSENT)
+def _verdict(row: Row, baseline: str) -> str:
+    verdict = str(_versus(row, baseline).get("verdict") or ABSENT)
     return "nothing" if verdict == "no difference shown" else verdict
+
+
+def _held_against(name: str) -> dict[str, tuple[Column, Callable[[Row], str]]]:
+    """The columns of the difference to a baseline."""
+    return {
+        f"versus_{name}": (
+            Column(f"versus {name}", numeric=True),
+            lambda row: points(_versus(row, name).get("difference"), signed=True),
+        ),
+        f"{name}_interval": (
+            Column("its interval", numeric=True),
+            lambda row: interval(_versus(row, name).get("interval"), signed=True),
+        ),
+        f"{name}_p_value": (
+            Column("p (Holm)", numeric=True),
+            lambda row: probability(_versus(row, name).get("p_value")),
+        ),
+        f"{name}_shown": (Column("shown"), lambda row: _verdict(row, name)),
+    }
+
+
+def _rank(row: Row) -> str:
+    if row["rank"] is None:
+        return ABSENT
+    best, worst = row["rank"]
+    return str(best) if best == worst else f"{best} to {worst}"
 
 
 _COLUMNS: Mapping[str, tuple[Column, Callable[[Row], str]]] = {
@@ -50,16 +76,13 @@ _COLUMNS: Mapping[str, tuple[Column, Callable[[Row], str]]] = {
     "top1": (Column("top-1 %", numeric=True), lambda row: points(row["top1_mean"])),
     "std": (Column("std", numeric=True), lambda row: points(row["top1_std"])),
     "interval": (Column("95 % interval", numeric=True), lambda row: interval(row["top1_interval"])),
-    "versus_alone": (
-        Column("versus alone", numeric=True),
-        lambda row: points(_versus(row).get("difference"), signed=True),
+    **_held_against("alone"),
+    **_held_against("st"),
+    "rank": (Column("rank", numeric=True), _rank),
+    "teachers": (
+        Column("teachers", numeric=True),
+        lambda row: str(row["num_teachers"]) if row["num_teachers"] > 1 else ABSENT,
     ),
-    "versus_interval": (
-        Column("its interval", numeric=True),
-        lambda row: interval(_versus(row).get("interval"), signed=True),
-    ),
-    "p_value": (Column("p (Holm)", numeric=True), lambda row: probability(_versus(row).get("p_value"))),
-    "shown": (Column("shown"), _verdict),
     "last": (Column("last step %", numeric=True), lambda row: points(row["top1_last_mean"])),
     "best": (Column("best epoch %", numeric=True), lambda row: points(row["top1_best_mean"])),
     "nll": (Column("NLL", numeric=True), lambda row: number(row["nll"], 3)),
@@ -69,6 +92,6 @@ _COLUMNS: Mapping[str, tuple[Column, Callable[[Row], str]]] = {
     "seconds": (Column("seconds", numeric=True), lambda row: number(row["seconds_mean"], 1)),
     "gain": (
         Column("points/min", numeric=True),
-        lambda row: number(_versus(row).get("points_per_extra_minute"), 2),
+        lambda row: number(_versus(row, "alone").get("points_per_extra_minute"), 2),
     ),
 }

@@ -48,14 +48,29 @@ class Row:
         same: counted as runs of their own they would make every interval too narrow. A seed that misses a teacher is
         left out.
         """
+        return {
+            seed: Run(fmean(one.test.top1 for one in results), fmean(one.timing.seconds or 0.0 for one in results))
+            for seed, results in self._whole_seeds().items()
+        }
+
+    @property
+    def counted_results(self) -> tuple[Result, ...]:
+        """The results of those seeds."""
+        return tuple(result for results in self._whole_seeds().values() for result in results)
+
+    def by_teacher(self) -> list[float]:
+        """Mean accuracy over those seeds with each teacher; nothing where there is one teacher, or none."""
+        found: dict[str, list[float]] = {}
+        for result in self.counted_results:
+            if result.teacher is not None:
+                found.setdefault(result.teacher.source, []).append(result.test.top1)
+        return [fmean(tops) for tops in found.values()] if len(found) > 1 else []
+
+    def _whole_seeds(self) -> dict[int, list[Result]]:
         found: dict[int, list[Result]] = {}
         for result in self.results:
             found.setdefault(result.seed, []).append(result)
-        whole = {seed: found[seed] for seed in sorted(found) if len(found[seed]) == self.num_teachers}
-        return {
-            seed: Run(fmean(one.test.top1 for one in results), fmean(one.timing.seconds or 0.0 for one in results))
-            for seed, results in whole.items()
-        }
+        return {seed: found[seed] for seed in sorted(found) if len(found[seed]) == self.num_teachers}
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,8 @@ class Counted:
             "nll", "ece", "teacher_agreement", "teacher_divergence", "top1_where_teacher_wrong", "latency_seconds",
             "top1_last_mean" (of the last step's weights where their average is the result) and "top1_best_mean" (of
             those that validation chose), "test_set_interval" (Wilson's, of a single run on its test images), "model",
-            "parameters", "macs", "run_dirs", "num_teachers", and "tuned" and "trials" of a tuned row. Fractions are
-            0..1; what there is not is None.
+            "parameters", "macs", "run_dirs", "num_teachers", "top1_by_teacher" where there are several, and "tuned" and
+            "trials" of a tuned row. Fractions are 0..1; what there is not is None.
         sentences: What may be said, table by table.
         tuning: What tuning has found, a sentence a tuned row.
         winner: By table the method that is shown to be better than every other; None where there is none.
@@ -93,7 +108,11 @@ def counted(rows: Sequence[Row]) -> Counted:
         own = {row.method: row for row in rows if row.table == table}
         found = compare({method: row.by_seed() for method, row in own.items()})
         winner[table] = found.winner
-        told = [*sentences(found), *(sentence for row in own.values() if (sentence := _left_out_in_words(row)))]
+        told = [
+            *sentences(found),
+            *_teachers_in_words(list(own.values())),
+            *(sentence for row in own.values() if (sentence := _left_out_in_words(row))),
+        ]
         said += [f"{table}: {sentence}" if table else sentence for sentence in told]
         shown += [{"table": table, **numbers, **_means(own[numbers["method"]])} for numbers in as_rows(found)]
     return Counted(shown, said, [sentence for row in rows if (sentence := _tuned_in_words(row))], winner)
@@ -112,7 +131,7 @@ _MEANS = {
 
 
 def _means(row: Row) -> dict[str, Any]:
-    results = row.results
+    results = row.counted_results
     single = results[0].test if len(results) == 1 else None
     return {
         "seeds": list(row.by_seed()),
@@ -123,6 +142,7 @@ def _means(row: Row) -> dict[str, Any]:
         "macs": results[0].cost.macs if results else None,
         "run_dirs": list(row.run_dirs),
         "num_teachers": row.num_teachers,
+        "top1_by_teacher": row.by_teacher(),
         "tuned": None if row.tuned is None else dict(row.tuned),
         "trials": row.trials,
     }
@@ -133,6 +153,18 @@ def _mean(results: Sequence[Result], path: str) -> float | None:
     owners = [owner for result in results if (owner := getattr(result, first)) is not None]
     values = [value for owner in owners if (value := attrgetter(rest)(owner)) is not None]
     return fmean(values) if values else None
+
+
+def _teachers_in_words(rows: Sequence[Row]) -> list[str]:
+    """That a seed is a mean over several teachers, and how much they matter: its interval does not hold that."""
+    spans = {row.method: max(tops) - min(tops) for row in rows if (tops := row.by_teacher())}
+    if not spans:
+        return []
+    method = max(spans, key=spans.__getitem__)
+    return [
+        f"Each seed is a mean over {rows[0].num_teachers} teachers; from one teacher to another the accuracy of a row "
+        f"differs by up to {100 * spans[method]:.2f} points ({method})."
+    ]
 
 
 def _left_out_in_words(row: Row) -> str | None:

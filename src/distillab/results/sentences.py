@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from distillab.results.statistics import BASELINES, Comparison, Difference, detectable_difference
 
@@ -17,19 +17,29 @@ def sentences(comparison: Comparison) -> list[str]:
     if comparison.winner:
         found.append(f"{comparison.winner} is shown to be better than every other method of the table.")
     elif len(comparison.ranks) > 1:
-        best = ", ".join(method for method, (first, _) in comparison.ranks.items() if first == 1)
-        found.append(f"No method is shown to be better than every other; the best may be any of {best}.")
+        best = [method for method, (first, _) in comparison.ranks.items() if first == 1]
+        found.append(f"No method is shown to be better than every other; the best may be any of {_listed(best)}.")
+    found += [
+        f"{name} is there with several settings, so nothing is held against it."
+        for name in BASELINES
+        if name not in comparison.summaries and any(row.startswith(f"{name}, ") for row in comparison.summaries)
+    ]
     return found
 
 
 def _about(name: str, family: Collection[Difference]) -> list[str]:
     found = []
-    if family and not any(d.verdict == "better" for d in family):
+    better = sorted((d for d in family if d.verdict == "better"), key=lambda d: d.mean or 0.0)
+    if family and not better:
         found.append(f"No method is shown to beat {name} with {_seeds(max(d.num_pairs for d in family))}.")
+    if len(better) > 1:  # the largest of several gains is no more than that
+        least, most = (100 * (d.mean or 0.0) for d in (better[0], better[-1]))
+        methods = _listed([d.method for d in reversed(better)], " and")
+        found.append(f"{methods} are shown to beat {name}, by {least:.2f} to {most:.2f} points.")
     shown = [d for d in family if d.verdict != "no difference shown"]
     found += [_claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
     if unclear := [d for d in family if d not in shown]:
-        methods = ", ".join(d.method for d in unclear)
+        methods = _listed([d.method for d in unclear])
         found.append(f"No difference to {name} is shown for {methods}: {_why_unclear(unclear, len(family))}.")
     return found
 
@@ -58,6 +68,19 @@ def _claim(difference: Difference, name: str) -> str:
         f"(95 % interval {low:.2f} to {high:.2f}, corrected p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}, "
         f"{_seeds(difference.num_pairs)})."
     )
+
+
+def _listed(names: Sequence[str], last: str = "") -> str:
+    """Names in a row, parted by semicolons where one has a comma of its own.
+
+    Args:
+        names: One at least.
+        last: What stands before the last of several, such as " and"; a comma or semicolon if not given.
+    """
+    mark = "; " if any("," in name for name in names) else ", "
+    if len(names) == 1 or not last:
+        return mark.join(names)
+    return f"{mark.join(names[:-1])}{last} {names[-1]}"
 
 
 def _seeds(count: int) -> str:

@@ -22,7 +22,8 @@ SIGNIFICANCE = 0.05
 """A corrected p-value below it shows a difference; an interval misses the truth this often."""
 
 _POWER = 0.8
-_CLOCK_NOISE = 0.05  # a training that is not longer by this share takes as long as the other one
+_LONGER = 0.1  # a training that is not longer by this share, and by this many seconds, is no longer than the other
+_LONGER_SECONDS = 1.0
 _ROUNDING = 1e-12  # relative: a spread below it is what subtracting floats leaves of equal differences
 
 Interval = tuple[float, float]
@@ -104,13 +105,13 @@ class Difference:
     @property
     def points_per_extra_minute(self) -> float | None:
         """Percentage points gained (negative: lost) a minute that the method trains longer; None if it does not, by a
-        twentieth at least, or if no difference is shown, which a division by few seconds would only make look large.
+        tenth and a second at least, or if no difference is shown: a division by few seconds makes anything look large.
         """
         if self.mean is None or self.extra_seconds is None or self.baseline_seconds is None:
             return None
         if self.verdict == "no difference shown":
             return None
-        if self.extra_seconds <= _CLOCK_NOISE * self.baseline_seconds:
+        if self.extra_seconds < max(_LONGER * self.baseline_seconds, _LONGER_SECONDS):
             return None
         return 100 * self.mean / (self.extra_seconds / 60)
 

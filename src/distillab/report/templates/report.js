@@ -61,7 +61,7 @@ document.addEventListener("pointermove", (event) => {
 
 const value = (row, column) => {
   const text = row.cells[column].textContent.trim();
-  const number = parseFloat(text.replace(/,/g, "").replace("\u2212", "-"));
+  const number = parseFloat(text.replace(/[,<+ ]/g, "").replace("\u2212", "-"));
   return Number.isNaN(number) ? text : number;
 };
 
