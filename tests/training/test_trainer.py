@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
 from distillab.config import regime_of, resolve_distill
+from distillab.data.loader import LoaderBatches
 from distillab.errors import NonFiniteLossError
 from distillab.feeding import build_feed
 from distillab.models.catalog import build_model
@@ -16,7 +18,13 @@ from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
 from distillab.training import averaging, trial
-from distillab.training.averaging import MovingAverage, has_batchnorm, recalibrate_batchnorm, recalibrated
+from distillab.training.averaging import (
+    MovingAverage,
+    has_batchnorm,
+    recalibrate_batchnorm,
+    recalibrated,
+    recalibrated_inside,
+)
 from distillab.training.step import Tally
 from distillab.training.trial import seconds_per_step
 from one_stage import fit
@@ -202,6 +210,46 @@ def test_recalibration_rescues_a_short_run():
     """After very few steps the moving statistics lag far behind the weights."""
     report, _, _ = train(*ready(training={"epochs": 3, "batch_size": 32}))
     assert report.validation_before_recalibration.nll > report.validation.nll
+
+
+def test_an_epoch_is_judged_with_statistics_of_its_weights_and_goes_on_with_its_own():
+    settings = {"epochs": 3, "batch_size": 16, "label_smoothing": 0.1}
+    anew, _, _ = train(*ready(training=settings))
+    stage, *rest = ready(training={**settings, "recalibrate_batchnorm": False})
+    as_left, _, _ = train(stage, *rest)
+    for one, other in zip(anew.history, as_left.history, strict=True):
+        assert (one["loss"], one["train_top1"]) == (other["loss"], other["train_top1"])
+    assert anew.history[0]["validation_loss"] < as_left.history[0]["validation_loss"]
+    assert anew.validation_before_recalibration == as_left.validation
+
+
+def test_statistics_are_anew_inside_only():
+    stage, feed, regime = ready(augment={"crop_padding": 4, "horizontal_flip": True})
+    model = stage.learner.student.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with recalibrated_inside(model, feed.training, regime, COMPUTE):
+        inside = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    changed = {name for name in before if not torch.equal(before[name], inside[name])}
+    assert changed == {name for name in before if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    recalibrate_batchnorm(model, (batch.images for batch in feed.training.epoch(0)), COMPUTE)
+    assert all(torch.equal(inside[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_loader_is_not_asked_for_more_epochs_than_there_are():
+    stage, _, regime = ready()
+    asked = []
+
+    class Loader(LoaderBatches):
+        def epoch(self, epoch, **more):
+            asked.append(epoch)
+            return super().epoch(epoch, **more)
+
+    loader = DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 3), batch_size=4)
+    with recalibrated_inside(stage.learner.student, Loader(loader, device=COMPUTE.device), regime, COMPUTE):
+        pass
+    assert asked == []
 
 
 @pytest.mark.parametrize("execution", ["eager", "captured", "refused"])

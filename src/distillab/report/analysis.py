@@ -20,7 +20,7 @@ from distillab.models.weights import load_model
 from distillab.report.collect import Collection, Variant
 from distillab.report.disagreement import Kind, disagreements
 from distillab.report.look import Desk, Look
-from distillab.results.run_record import readable
+from distillab.results.run_record import Run, readable
 from distillab.runtime.device import Compute, choose_compute, computing
 from distillab.runtime.events import Note, Observer, silent
 from distillab.scene import run_image_size
@@ -38,6 +38,8 @@ class Analysis:
 
     Attributes:
         looks: One a model, in the order of the rows.
+        choices: Of students alone, whose runs know of no teacher: name -> seed -> [N] the class that the model chooses
+            for each test image.
         classes: Their names.
         labels: [N] of the test images.
         shown: [n] positions of the test images that features were looked at with.
@@ -48,6 +50,7 @@ class Analysis:
     """
 
     looks: tuple[Look, ...]
+    choices: Mapping[str, Mapping[int, NDArray[np.int64]]]
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     shown: NDArray[np.int64]
@@ -62,7 +65,8 @@ class Analysis:
 
 
 def analyse(collection: Collection, *, allow_code: bool = False, observer: Observer = silent) -> Analysis:
-    """Run the models of a report over their test images, one a row: that of its first seed.
+    """Run the models of a report over their test images, one a row: that of its first seed. Of students alone the
+    choices of every seed are wanted, to be held against the teacher's.
 
     Nothing is downloaded. Models that cannot be looked at are left out and named.
 
@@ -88,6 +92,7 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
         desk = Desk(config, splits, _open(config, allow_code, observer), compute)
         observer(Note(f"looking at {len(chosen)} models, {desk.num_test:,} test images each"))
         looks: list[Look] = []
+        choices: dict[str, dict[int, NDArray[np.int64]]] = {}
         features: dict[str, dict[str, Tensor]] = {}  # of teachers, by name
         for variant in chosen:
             teacher = collection.teacher_of(variant)
@@ -95,10 +100,16 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
             try:
                 look, found = desk.look(
                     variant,
-                    _load(variant, desk.dataset.num_classes, compute, allow_code, observer),
+                    _load(variant, variant.first, desk.dataset.num_classes, compute, allow_code, observer),
                     reference,
                     observer,
                 )
+                if variant.place == "alone":
+                    choices[variant.name] = {variant.first.result.seed: look.choices}
+                    for run in variant.runs[1:]:
+                        if run.result.seed not in choices[variant.name]:  # with several teachers it is there for each
+                            model = _load(variant, run, desk.dataset.num_classes, compute, allow_code, silent)
+                            choices[variant.name][run.result.seed] = desk.choices(model)
             except DistillabError as error:
                 notes.append(f"{variant.name}: {readable(error.message)}.")
                 continue
@@ -112,6 +123,7 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
     kinds = _disagreements(collection, looks, labels)
     return Analysis(
         looks=tuple(looks),
+        choices=choices,
         classes=tuple(map(readable, dataset.classes)),
         labels=labels,
         shown=desk.shown,
@@ -161,13 +173,14 @@ def _open(config: AnyConfig, allow_code: bool, observer: Observer) -> Dataset:
     )
 
 
-def _load(variant: Variant, num_classes: int, compute: Compute, allow_code: bool, observer: Observer) -> Classifier:
-    weights = variant.first.weights
-    if weights is None:
+def _load(
+    variant: Variant, run: Run, num_classes: int, compute: Compute, allow_code: bool, observer: Observer
+) -> Classifier:
+    if run.weights is None:
         raise CheckpointError("no weights were kept, or they are gone", where=variant.name)
-    config = variant.first.config
+    config = run.config
     model = load_model(
-        weights,
+        run.weights,
         spec=config.teacher_model if isinstance(config, DistillConfig) and variant.place == "teacher" else None,
         num_classes=num_classes,
         image_size=run_image_size(config),

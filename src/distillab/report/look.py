@@ -160,6 +160,11 @@ class Desk:
         )
         return look, features
 
+    def choices(self, model: Classifier) -> NDArray[np.int64]:
+        """[N] the class that a model chooses for each test image."""
+        logits, _ = collect_logits(model, self._test, autocast_dtype=self._compute.autocast_dtype)
+        return logits.argmax(dim=1).cpu().numpy()
+
     def _tested(self, model: Classifier) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [N, C], labels [N], and features of the images that are shown."""
         layers = main_layers(model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from distillab.report.analysis import Analysis
 from distillab.report.charts import accuracy_chart, cost_chart, learning_curves, series_of
@@ -207,17 +210,26 @@ def _of_models(collection: Collection, analysis: Analysis, series: Sequence[Seri
     ]
 
 
-def _beside_teacher(collection: Collection, analysis: Analysis | None) -> dict[int, BesideTeacher]:
-    """Students held against their teacher, by number of the row: as their runs say, else by their choices."""
+def _beside_teacher(collection: Collection, analysis: Analysis | None) -> dict[int, list[BesideTeacher]]:
+    """Runs of students held against their teacher, by number of the row: as they say, else by their choices."""
     found = {}
     for number_of_row, variant in enumerate(collection.variants):
-        told = _told_by_run(variant.first) if variant.runs else None
-        if told is None and analysis is not None:
-            look, teacher = analysis.of(variant), analysis.of(collection.teacher_of(variant))
-            told = _seen(look, teacher, analysis) if look and teacher else None
-        if told is not None:
+        told = [one for run in variant.runs if (one := _told_by_run(run)) is not None]
+        if not told and analysis is not None and variant.runs:
+            teacher = analysis.of(collection.teacher_of(variant))
+            if teacher is not None:
+                seen = _choices(variant, analysis)
+                told = [_seen(seed, choices, teacher, analysis) for seed, choices in seen.items()]
+        if told:
             found[number_of_row] = told
     return found
+
+
+def _choices(variant: Variant, analysis: Analysis) -> Mapping[int, NDArray[np.int64]]:
+    """What a row's models choose, by seed, as far as they were looked at."""
+    look = analysis.of(variant)
+    first = {} if look is None else {variant.first.result.seed: look.choices}
+    return analysis.choices.get(variant.name, first)
 
 
 def _told_by_run(run: Run) -> BesideTeacher | None:
@@ -228,17 +240,18 @@ def _told_by_run(run: Run) -> BesideTeacher | None:
     num_wrong = test.num_samples - num_right
     where_wrong = round((test.top1_where_teacher_wrong or 0.0) * num_wrong)
     own = round(test.top1 * test.num_samples)
-    return BesideTeacher(num_wrong, where_wrong, num_right, own - where_wrong, test.teacher_agreement)
+    return BesideTeacher(run.result.seed, num_wrong, where_wrong, num_right, own - where_wrong, test.teacher_agreement)
 
 
-def _seen(look: Look, teacher: Look, analysis: Analysis) -> BesideTeacher:
-    own, others = look.choices == analysis.labels, teacher.choices == analysis.labels
+def _seen(seed: int, choices: NDArray[np.int64], teacher: Look, analysis: Analysis) -> BesideTeacher:
+    own, others = choices == analysis.labels, teacher.choices == analysis.labels
     return BesideTeacher(
+        seed,
         int((~others).sum()),
         int((own & ~others).sum()),
         int(others.sum()),
         int((own & others).sum()),
-        float((look.choices == teacher.choices).mean()),
+        float((choices == teacher.choices).mean()),
     )
 
 

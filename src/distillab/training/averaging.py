@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillab.data.batch import TrainingSource
+from distillab.data.batches import TrainingBatches
 from distillab.models.classifier import evaluation_mode
 from distillab.runtime.device import Compute
 from distillab.training.config import Regime
@@ -16,6 +18,9 @@ from distillab.training.state import tensors_of
 
 STATISTICS_IMAGES = 4096
 """Images at most that BatchNorm statistics are re-estimated on, rounded up to whole batches."""
+
+_SHARE_BETWEEN_EPOCHS = 0.1  # of the images, which costs a thirtieth of an epoch
+_FEWEST_BETWEEN_EPOCHS, _MOST_BETWEEN_EPOCHS = 128, 1024
 
 
 class MovingAverage:
@@ -59,12 +64,16 @@ class MovingAverage:
             torch._foreach_copy_([a for a, _ in counts], [b for _, b in counts])
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether there are statistics to re-estimate."""
-    return any(isinstance(module, _NORMS) and module.track_running_stats for module in model.modules())
+    return bool(_norms(model))
+
+
+def _norms(model: nn.Module) -> list[_Norm]:
+    return [module for module in model.modules() if isinstance(module, _Norm) and module.track_running_stats]
 
 
 @torch.no_grad()
@@ -80,7 +89,7 @@ def recalibrate_batchnorm(model: nn.Module, images: Iterable[Tensor], compute: C
             batches, weighted by their images.
         compute: Precision to run in.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    norms = _norms(model)
     momenta = [norm.momentum for norm in norms]
     try:
         with evaluation_mode(model):
@@ -105,15 +114,38 @@ def recalibrated(model: nn.Module, source: TrainingSource, regime: Regime, compu
     """Re-estimate the BatchNorm statistics of a trained model, if the regime says so and it has any."""
     if not regime.training.recalibrate_batchnorm or not has_batchnorm(model):
         return False
-    recalibrate_batchnorm(model, _images_as_trained_on(source), compute)
+    recalibrate_batchnorm(model, _images_as_trained_on(source, STATISTICS_IMAGES), compute)
     return True
 
 
-def _images_as_trained_on(source: TrainingSource) -> Iterator[Tensor]:
+@contextlib.contextmanager
+def recalibrated_inside(model: nn.Module, source: TrainingSource, regime: Regime, compute: Compute) -> Iterator[None]:
+    """The same for as long as the block lasts, on fewer images: a model that is judged while it learns is judged as it
+    would be used. Afterwards the statistics are those that training has left.
+
+    A loader's images are not asked for once more each epoch: there statistics stay as they are.
+    """
+    if not (regime.training.recalibrate_batchnorm and isinstance(source, TrainingBatches) and has_batchnorm(model)):
+        yield
+        return
+    share = round(_SHARE_BETWEEN_EPOCHS * source.num_samples)
+    count = min(max(share, _FEWEST_BETWEEN_EPOCHS), _MOST_BETWEEN_EPOCHS)
+    statistics = [buffer for norm in _norms(model) for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in statistics]
+    try:
+        recalibrate_batchnorm(model, _images_as_trained_on(source, count), compute)
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
+
+
+def _images_as_trained_on(source: TrainingSource, count: int) -> Iterator[Tensor]:
     """The first images of the first epoch, augmented: statistics of plain images do not fit the weights."""
     num_seen = 0
     for batch in source.epoch(0):
         yield batch.images
         num_seen += len(batch.images)
-        if num_seen >= STATISTICS_IMAGES:
+        if num_seen >= count:
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from distillab.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from distillab.runtime.device import Compute
 from distillab.runtime.events import EpochEnded, Observer, StageEnded, StageStarted, StepsDone
 from distillab.runtime.reproducibility import derived_seed
-from distillab.training.averaging import MovingAverage, recalibrated
+from distillab.training.averaging import MovingAverage, recalibrated, recalibrated_inside
 from distillab.training.config import Regime, Role
 from distillab.training.guards import LearnerGuard, TeacherGuard, describe_batch, term_shares
 from distillab.training.optimizer import make_optimizer
@@ -88,7 +89,12 @@ class StageRun:
                 captured=compute.records,
                 observer=observer,
             )
-        self._watch = _Watch(evaluator, self._judged, patience=regime.training.early_stop_patience)
+        self._watch = _Watch(
+            evaluator,
+            self._judged,
+            lambda: recalibrated_inside(self._judged, feed.training, regime, compute),
+            patience=regime.training.early_stop_patience,
+        )
         self._history: list[Mapping[str, float]] = []
 
     @property
@@ -315,20 +321,36 @@ def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple
 
 
 class _Watch:
-    """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop."""
+    """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop.
 
-    def __init__(self, evaluator: Evaluator | None, model: nn.Module, *, patience: int | None) -> None:
+    Args:
+        evaluator: Of the model; None: there are no such images.
+        model: That is judged.
+        as_used: Inside of it the model is as it would be used.
+        patience: Epochs without improvement after which it is enough.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator | None,
+        model: nn.Module,
+        as_used: Callable[[], AbstractContextManager[None]],
+        *,
+        patience: int | None,
+    ) -> None:
         self.patience = None if evaluator is None else patience
         self.best: Best | None = None
         self._evaluator = evaluator
         self._model = model
+        self._as_used = as_used
 
     def look(self, epoch: int) -> dict[str, float]:
         if self._evaluator is None:
             return {}
-        found = self._evaluator()
-        if self.best is None or found.nll < self.best.validation.nll:
-            self.best = Best(epoch, found, copy.deepcopy(self._model.state_dict()))
+        with self._as_used():
+            found = self._evaluator()
+            if self.best is None or found.nll < self.best.validation.nll:
+                self.best = Best(epoch, found, copy.deepcopy(self._model.state_dict()))
         return {"validation_top1": found.top1, "validation_loss": found.nll}
 
     def patience_is_over(self, epoch: int) -> bool:
