@@ -117,6 +117,7 @@ def _analysis(collection: Collection, classes: Sequence[str], random: np.random.
     kinds = disagreements(labels, trio[0], trio[1], trio[2], most_cases=6)
     return Analysis(
         looks=looks,
+        choices={look.variant.name: {0: look.choices} for look in looks if look.variant.place == "alone"},
         classes=tuple(classes),
         labels=labels,
         shown=shown,

@@ -1,5 +1,6 @@
 """`distillab compare` carried out: what comes of it, what is not done twice, what is not mixed."""
 
+import csv
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 import tiny
+from distillab.compare.estimate import estimate
 from distillab.compare.plan import ComparisonConfig
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.errors import ConfigError, StorageError
-from distillab.runtime.events import EpochEnded, Note, StageStarted
+from distillab.recipe import load_recipe
+from distillab.runtime.events import EpochEnded, Note, RunStarted, StageStarted
 
 RECIPE = {**tiny.RECIPE, "training": {**tiny.RECIPE["training"], "epochs": 2}}
 OFTEN = {**RECIPE, "checkpoint": {"minutes": 0.0}}  # saved after every step
@@ -53,7 +56,11 @@ def test_a_comparison_gives_rows_sentences_and_run_folders(tmp_path):
     assert rows["st"]["versus_alone"]["difference"] == pytest.approx(difference)
     assert result["sentences"]
     assert json.loads((tmp_path / "table" / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert (tmp_path / "table" / "results.csv").read_text().count("\n") == 3
+    with (tmp_path / "table" / "results.csv").open() as stream:
+        flat = {row["method"]: row for row in csv.DictReader(stream)}
+    assert float(flat["st"]["versus_alone.difference"]) == pytest.approx(difference)
+    assert "versus_alone" not in flat["st"]
+    assert [one["model"] for one in result["teachers"]] == ["tiny:build_wide"]
 
 
 def test_what_is_complete_is_not_done_again_and_a_comparison_can_grow(tmp_path):
@@ -274,3 +281,49 @@ def test_a_teacher_whose_architecture_is_named_beside_its_file_can_be_come_back_
         request = ComparisonConfig(methods=("st",), seeds=seeds)
         result = run_comparison(request, recipe, {}, output=tmp_path / "table")
     assert {row["num_seeds"] for row in result["rows"]} == {2}
+
+
+def test_a_plan_refuses_what_the_comparison_would(tmp_path):
+    run(tmp_path / "table", seeds=1)
+    longer = {**RECIPE, "training": {**RECIPE["training"], "epochs": 3}}
+    plan = plan_request(ComparisonConfig(methods=("st",), seeds=1), longer, {}, tmp_path / "table")
+    with pytest.raises(ConfigError, match="a run of other settings"):
+        estimate(plan, allow_code=True)
+
+
+def test_the_logits_that_are_kept_are_counted_as_they_are(tmp_path):
+    cached = {**RECIPE, "cache_gib": 1.0, "views": 2, "data_dir": str(tmp_path / "data")}
+    plan = plan_request(ComparisonConfig(methods=("st",), seeds=2), cached, {}, tmp_path / "table")
+    told = estimate(plan, allow_code=True)["cache_bytes"]
+    run(tmp_path / "table", cached)
+    tables = [file for file in (tmp_path / "data" / "logits").rglob("*.safetensors")]
+    kept = sum(file.stat().st_size for file in tables)
+    assert told <= kept <= told + 800 * len(tables)  # heads of the files
+    never_again = plan_request(ComparisonConfig(methods=("st",), seeds=2), RECIPE, {}, tmp_path / "other")
+    assert estimate(never_again, allow_code=True)["cache_bytes"] == 0
+
+
+def test_paths_mean_the_same_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(tiny.build(3).state_dict(), "foreign.pth")
+    recipe = {**RECIPE, "teacher": "foreign.pth", "teacher_model": "tiny:build"}
+    run(Path("table"), recipe)
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    assert load_recipe("../table/seed-0/st", allow_code=True)["teacher"] == str(tmp_path / "foreign.pth")
+    result = resume_comparison(Path("../table"), allow_code=True)
+    assert {row["num_seeds"] for row in result["rows"]} == {2}
+
+
+def test_the_words_to_go_on_with_let_code_through_that_was_typed_by_hand(tmp_path):
+    hints = []
+
+    def watch(event):
+        if isinstance(event, RunStarted):
+            hints.append(event.resume)
+
+    request = ComparisonConfig(methods=("st",), seeds=1)
+    run_comparison(request, RECIPE, {}, output=tmp_path / "table", observer=watch)
+    assert hints
+    assert all(words.endswith("--allow-code") for words in hints)

@@ -10,7 +10,8 @@ import pytest
 from distillab.errors import CheckpointError, StorageError
 from distillab.report.claims import claims
 from distillab.report.collect import Collection, collect
-from distillab.results.rows import counted
+from distillab.results.rows import Row, counted
+from distillab.results.run_record import read_result
 from run_folders import write, write_comparison, write_run
 
 
@@ -222,6 +223,31 @@ def test_a_damaged_file_is_one_clear_error(name: str, content: bytes, tmp_path: 
         collect([tmp_path])
     assert caught.value.where == str(run / name)
     assert len(str(caught.value)) < 1000
+
+
+def test_several_teachers_are_told_of_and_a_seed_that_misses_one_counts_nowhere(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    names = []
+    for teacher, seed, top1, nll in (
+        (0, 0, 0.9, 0.1),
+        (1, 0, 0.8, 0.1),
+        (0, 1, 0.92, 0.1),
+        (1, 1, 0.84, 0.1),
+        (0, 2, 0.1, 9.0),
+    ):
+        names.append(f"teacher-{teacher}/seed-{seed}/st")
+        result = {"teacher": {"source": f"teacher-{teacher}"}, "test": {"nll": nll}}
+        write_run(folder / names[-1], "st", seed=seed, top1=top1, result=result)
+    results = tuple(read_result(folder / name) for name in names)
+    found = counted([Row("", "st", results, tuple(names), num_teachers=2)])
+    (row,) = found.rows
+    assert row["seeds"] == [0, 1]
+    assert row["nll"] == pytest.approx(0.1)
+    assert row["top1_by_teacher"] == [pytest.approx(0.91), pytest.approx(0.82)]
+    assert found.sentences[0] == (
+        "Each seed is a mean over 2 teachers; from one teacher to another the accuracy of a row differs by up to 9.00 "
+        "points (st)."
+    )
 
 
 def test_what_a_later_version_wrote_is_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Pat
         write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, top1=0.90 + 0.01 * seed)
         write_run(tmp_path / f"st-{seed}", "st", seed=seed, top1=0.91 + 0.02 * seed)
     blocks = section(report_on(tmp_path), "results").blocks
-    shown, known = (block.table for block in blocks if isinstance(block, Figures))
+    shown, known = (block.table for block in blocks if isinstance(block, Figures))  # nobody but st is held against st
     assert [column.title for column in shown.columns][3:] == [
         *("top-1 %", "std", "95 % interval", "versus alone", "its interval", "p (Holm)", "shown")
     ]
@@ -53,6 +53,32 @@ def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Pat
     seconds = [column.title for column in known.columns].index("seconds")
     given = {row[0]: row[seconds] for row in known.rows}["teacher"]
     assert given == "-", "nobody knows how long a teacher took that was given"
+
+
+def test_rows_that_are_held_against_st_have_a_table_for_that(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, top1=0.90 + 0.01 * seed)
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed, top1=0.91 + 0.02 * seed)
+        write_run(tmp_path / f"takd-{seed}", "takd", seed=seed, top1=0.92 + 0.01 * seed + 0.002 * seed**2)
+    blocks = section(report_on(tmp_path), "results").blocks
+    _, against_st, known = (block for block in blocks if isinstance(block, Figures))
+    assert [column.title for column in against_st.table.columns] == [
+        *("method", "versus st", "its interval", "p (Holm)", "shown")
+    ]
+    assert [row[:2] for row in against_st.table.rows] == [("takd", "+0.33")]
+    names = [row[0] for row in known.table.rows]
+    assert against_st.series == (names.index("takd"),)
+    ranks = {row[0]: row[1] for row in known.table.rows}
+    assert ranks == {"teacher": "-", "alone": "2 to 3", "st": "1 to 3", "takd": "1 to 2"}
+
+
+def test_latency_is_one_number_a_model_and_machine(tmp_path: Path) -> None:
+    for name, seconds in (("alone", 0.001), ("st", 0.002), ("takd", 0.009)):
+        write_run(tmp_path / name, name, result={"timing": {"latency_seconds": seconds}})
+    chart = next(block for block in section(report_on(tmp_path), "cost").blocks if isinstance(block, Chart))
+    column = [one.title for one in chart.numbers.columns].index("ms an image")
+    shown = {row[0]: row[column] for row in chart.numbers.rows}
+    assert {shown[name] for name in ("alone", "st", "takd")} == {"2.00"}
 
 
 def test_runs_with_one_kind_of_weights_have_no_such_part(tmp_path: Path) -> None:
@@ -64,13 +90,28 @@ def test_mistakes_of_the_teacher_are_counted_as_the_runs_tell_them(tmp_path: Pat
     # Of 200 images the teacher errs on 10; the student is right on half of these and on 180 in all: 175 of the 190.
     write_run(tmp_path / "st", "st", top1=0.9, teacher_top1=0.95)
     chart = next(block for block in section(report_on(tmp_path), "teacher").blocks if isinstance(block, Chart))
-    assert chart.numbers.rows[0][:5] == ("st", "5", "10", "175", "190")
+    assert chart.numbers.rows[0][:2] == ("st", "50.00")
+    assert chart.numbers.rows[0][5:7] == ("92.11", "90.0")
+
+
+def test_where_the_teacher_is_wrong_students_are_held_against_the_one_alone_over_seeds(tmp_path: Path) -> None:
+    for seed, (own, others) in enumerate([(0.3, 0.5), (0.4, 0.7), (0.5, 0.7)]):
+        told = {"teacher_agreement": 0.9, "top1_where_teacher_wrong": own}
+        part = {"model": "cnn8", "source": "t", "test": scores(0.95), "cost": {"parameters": 1, "macs": 1}}
+        write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, result={"test": told, "teacher": part})
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed, result={"test": {"top1_where_teacher_wrong": others}})
+    document = report_on(tmp_path)
+    chart = next(block for block in section(document, "teacher").blocks if isinstance(block, Chart))
+    rows = {row[0]: row[1:5] for row in chart.numbers.rows}
+    # Differences of 20, 30 and 20 points: mean 23.33, standard error sqrt(33.33 / 3) = 3.33, and 4.303 * 3.33 = 14.34.
+    assert rows["alone"] == ("40.00", "-", "-", "-")
+    assert rows["st"] == ("63.33", "+23.33", "+8.99 to +37.68", "0.020")
 
 
 def test_a_teacher_without_a_mistake_leaves_nothing_to_show_there(tmp_path: Path) -> None:
     write_run(tmp_path / "st", "st", teacher_top1=1.0, result={"test": {"top1_where_teacher_wrong": None}})
     chart = next(block for block in section(report_on(tmp_path), "teacher").blocks if isinstance(block, Chart))
-    assert chart.numbers.rows[0][:5] == ("st", "0", "0", "180", "200")
+    assert chart.numbers.rows[0][:6] == ("st", "-", "-", "-", "-", "90.00")
     assert len(chart.panels) == 2
 
 

@@ -25,7 +25,7 @@ from distillab.config import (
     to_toml,
 )
 from distillab.errors import ConfigError
-from distillab.outside_code import mentions_code
+from distillab.outside_code import mentions_code, names_code
 from distillab.settings import Section
 from distillab.stages import ALONE, PLANS, find_plan
 
@@ -184,7 +184,7 @@ def plan_comparison(
         weights = teacher if is_given else str(home / "teacher")
         for seed in range(first, first + comparison.seeds):
             runs = [
-                PlannedRun(table, row, method, seed, number, _taught_by(config, weights))
+                PlannedRun(table, row, method, seed, number, _taught_by(config, weights, trained=not is_given))
                 for table, row, method, config in _rows(comparison, equal, {**own_flags, "seed": seed})
             ]
             groups += _grouped(runs, home / f"seed-{seed}")
@@ -243,9 +243,13 @@ def _rows(
                 yield ", ".join(table), ", ".join(words), method, config
 
 
-def _taught_by(config: AnyConfig, teacher: str) -> AnyConfig:
-    # Put in afterwards: a teacher that is trained first has no weights yet when the comparison is planned.
-    return config if isinstance(config, TrainConfig) else config.model_copy(update={"teacher": teacher})
+def _taught_by(config: AnyConfig, teacher: str, *, trained: bool) -> AnyConfig:
+    # Put in afterwards: a teacher that is trained first has no weights yet when the comparison is planned. A function
+    # that makes it was named by whoever asked: its weights may name it again.
+    if isinstance(config, TrainConfig):
+        return config
+    named = {"teacher_model": config.teacher} if trained and names_code(config.teacher) else {}
+    return config.model_copy(update={"teacher": teacher, **named})
 
 
 class _Configured(Protocol):

@@ -55,9 +55,8 @@ def build_document(
     missing = (*collection.left_out, *(analysis.notes if analysis else ()), *left_out)
     beside = _beside_teacher(collection, analysis)
     for number_of_row, runs in beside.items():
-        if rows[number_of_row]["teacher_agreement"] is None:  # a student alone has no teacher while it is trained
-            agreement = fmean(one.agreement for one in runs)
-            rows[number_of_row]["teacher_agreement"] = drawn[number_of_row]["teacher_agreement"] = agreement
+        if drawn[number_of_row]["teacher_agreement"] is None:  # a student alone has no teacher while it is trained
+            drawn[number_of_row]["teacher_agreement"] = fmean(one.agreement for one in runs)
     sections = [
         _section("results", "Results", accuracy_chart(drawn, series), *_results_tables(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
@@ -95,7 +94,7 @@ def _rows(collection: Collection, students: Counted) -> list[dict[str, Any]]:
             row = {**counted([variant.row]).rows[0], "rank": None}  # nobody is held against them
             if any(result.timing.seconds is None for result in variant.row.results):
                 row["seconds_mean"] = None  # a teacher that was given: nobody knows how long it took
-        rows.append({**row, "role": variant.place, "latency_seconds": _latency(variant, collection)})
+        rows.append({**row, "role": variant.place})
     return rows
 
 
@@ -118,6 +117,7 @@ def _model_and_machine(run: Run) -> tuple[str, ...]:
 def _drawn(row: dict[str, Any], variant: Variant, collection: Collection) -> dict[str, Any]:
     """A row as it is drawn: by a name that is its own, with the interval that there is."""
     told: dict[str, Any] = {"method": variant.name, "model": row["model"] or ABSENT, "interval_over": "seeds"}
+    told["latency_seconds"] = _latency(variant, collection)
     if row["top1_interval"] is None and row["test_set_interval"] is not None:
         told |= {"top1_interval": row["test_set_interval"], "interval_over": "images"}
     if row["top1_mean"] is None:

@@ -182,14 +182,18 @@ def _tuned_in_words(row: Row) -> str | None:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows for a spreadsheet: what is nested gets names such as `versus_alone.difference`, fractions stay 0..1.
+    """Rows for a spreadsheet: what is nested gets names such as `versus_alone.difference` and `top1_interval.low`,
+    fractions stay 0..1.
 
     Args:
         rows: Ready for JSON.
     """
     flat = [dict(_leaves(row, "")) for row in rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    names = dict.fromkeys(name for row in flat for name in row)
+    nested = {name for name in names if any(other.startswith(f"{name}.") for other in names)}  # None in some rows
+    columns = [name for name in names if name not in nested]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()
@@ -199,6 +203,8 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple) and name.endswith("interval"):
+        yield from zip((f"{name}.low", f"{name}.high"), value, strict=True)
     elif isinstance(value, list | tuple):
         yield name, _harmless(" ".join(map(str, value)))
     else:
