@@ -296,7 +296,7 @@ def test_the_logits_that_are_kept_are_counted_as_they_are(tmp_path):
     plan = plan_request(ComparisonConfig(methods=("st",), seeds=2), cached, {}, tmp_path / "table")
     told = estimate(plan, allow_code=True)["cache_bytes"]
     run(tmp_path / "table", cached)
-    tables = [file for file in (tmp_path / "data" / "logits").rglob("*.safetensors")]
+    tables = list((tmp_path / "data" / "logits").rglob("*.safetensors"))
     kept = sum(file.stat().st_size for file in tables)
     assert told <= kept <= told + 800 * len(tables)  # heads of the files
     never_again = plan_request(ComparisonConfig(methods=("st",), seeds=2), RECIPE, {}, tmp_path / "other")

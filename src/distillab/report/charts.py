@@ -1,10 +1,9 @@
-"""The charts of a report: each a drawing, a description, and its numbers as a table."""
+"""Charts of accuracy and cost: each a drawing, a description, and its numbers as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, zip_longest
-from statistics import fmean
+from itertools import accumulate
 from typing import Any
 
 from distillab.report.collect import Variant
@@ -24,8 +23,7 @@ from distillab.report.drawing import (
     short,
     themed,
 )
-from distillab.results.run_record import Epoch
-from distillab.tables import ABSENT, Column, Table, number, percent
+from distillab.tables import Column, Table, number, percent
 
 HALF, THIRD = 340, 250
 """Widths of panels of which two or three stand beside each other, in points."""
@@ -34,11 +32,9 @@ _GLYPHS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))
 _DASHES = ("-", "--", ":", "-.")
 _ROW_POINTS = 22
 _TWO_LINES_POINTS = 28
-_LABEL_POINTS = 11.5
-_END_LABEL_POINTS = 84
-_MOST_END_LABELS = 14
-_MOST_EPOCHS_LISTED = 12
-_FEWEST_EPOCHS_CROPPED = 8
+LABEL_POINTS = 11.5
+END_LABEL_POINTS = 84
+MOST_END_LABELS = 14
 
 Row = Mapping[str, Any]
 
@@ -132,7 +128,7 @@ def intervals(
     names = [in_two_lines(row["method"], 0.42 * width) for row in rows]
     height = _TWO_LINES_POINTS if any("\n" in name for name in names) else _ROW_POINTS
     drawing = Drawing(
-        width, 24 + height * len(rows), left=points_across(names) + 12, right=42, bottom=20, top=4, grid="x"
+        width, 24 + height * len(rows), left=points_across(names) + 18, right=42, bottom=20, top=4, grid="x"
     )
     axes = drawing.axes
     if reference is not None:
@@ -171,105 +167,6 @@ def _signed(fraction: float) -> str:
 def _bounds(interval: Sequence[float] | None) -> tuple[str, str]:
     low, high = interval or (None, None)
     return percent(low), percent(high)
-
-
-_CURVES: tuple[tuple[str, str, Callable[[Epoch], float | None], float], ...] = (
-    ("train-top1", "Training top-1, %", lambda epoch: epoch.train_top1, 100.0),
-    ("validation-top1", "Validation top-1, %", lambda epoch: epoch.validation_top1, 100.0),
-    ("loss", "Training loss, each method's own", lambda epoch: epoch.loss, 1.0),
-    ("validation-loss", "Validation loss, nats", lambda epoch: epoch.validation_loss, 1.0),
-)
-
-
-@themed()
-def learning_curves(variants: Sequence[Variant], series: Sequence[Series]) -> Chart | None:
-    """Accuracy and loss by epoch, the mean over seeds; None where no run has told of its epochs."""
-    panels = []
-    lines: list[tuple[str, str, list[float | None]]] = []
-    for name, title, value, scale in _CURVES:
-        means = [_mean_curve([[value(epoch) for epoch in run.epochs] for run in v.runs]) for v in variants]
-        curves = [[None if y is None else scale * y for y in curve] for curve in means]
-        told = [(look, curve) for look, curve in zip(series, curves, strict=True) if any(y is not None for y in curve)]
-        if told:
-            panels.append(_curves(name, title, told))
-            lines += [(look.name, title, curve) for look, curve in told]
-    return _chart_of_curves(panels, lines) if panels else None
-
-
-def _curves(name: str, title: str, curves: Sequence[tuple[Series, Sequence[float | None]]]) -> Panel:
-    """Lines by epoch, each with its name at its end where there is room for all."""
-    from matplotlib.ticker import MaxNLocator
-
-    labelled = len(curves) <= _MOST_END_LABELS
-    labels = [short(look.name, _END_LABEL_POINTS) for look, _ in curves]
-    drawing = Drawing(HALF, 210, right=points_across(labels) + 14 if labelled else 8)
-    axes = drawing.axes
-    ends = []
-    for look, curve in curves:
-        points = [(x, y) for x, y in enumerate(curve, start=1) if y is not None]
-        marker = look.marker if len(points) < 8 else "none"
-        (line,) = axes.plot(
-            *zip(*points, strict=True), color=look.colour, ls=look.dashes, marker=marker, markersize=3.5
-        )
-        drawing.tag(line, series=look.number, tip=look.name)
-        ends.append(points[-1])
-    longest = max(len(curve) for _, curve in curves)
-    late = [y for _, curve in curves for y in curve[longest // 6 :] if y is not None]
-    if longest >= _FEWEST_EPOCHS_CROPPED and late:  # what matters is at the end, and the first epochs would hide it
-        margin = 0.06 * (max(late) - min(late)) or 1.0
-        axes.set_ylim(min(late) - margin, max(late) + margin)
-    if labelled:
-        _end_labels(drawing, ends, labels, [look for look, _ in curves])
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    return drawing.panel(title, name=name, label="a line for each row, by epoch; the numbers are below")
-
-
-def _end_labels(
-    drawing: Drawing, ends: Sequence[tuple[float, float]], labels: Sequence[str], looks: Sequence[Series]
-) -> None:
-    """Names to the right of the axes, each tied to the end of its line."""
-    axes = drawing.axes
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    to_points, right = axes.transData, axes.bbox.x1
-    order = sorted(range(len(ends)), key=lambda n: (ends[n][1], -n))
-    heights = [float(to_points.transform(ends[n])[1]) for n in order]
-    for n, place in zip(order, apart(heights, _LABEL_POINTS, axes.bbox.y1), strict=True):
-        (x, y), look = ends[n], looks[n]
-        beside, level = to_points.inverted().transform((right + 10, place))
-        (tie,) = axes.plot([x, beside], [y, level], color=look.colour, linewidth=0.7, alpha=0.6, clip_on=False)
-        drawing.tag(tie, series=look.number)
-        drawing.beside(12, level, labels[n], colour=look.colour, series=look.number)
-
-
-def _chart_of_curves(panels: Sequence[Panel], lines: Sequence[tuple[str, str, list[float | None]]]) -> Chart:
-    longest = max(len(curve) for _, _, curve in lines)
-    step = -(-longest // _MOST_EPOCHS_LISTED)
-    listed = [epoch for epoch in range(longest) if (longest - 1 - epoch) % step == 0]
-
-    def at(curve: Sequence[float | None], epoch: int) -> str:
-        return number(curve[epoch], 2) if epoch < len(curve) else ABSENT
-
-    return Chart(
-        "curves",
-        "Learning curves",
-        "Means over seeds. Stages of one student follow each other; a hint stage has no accuracy of its own, and "
-        "losses of different methods do not compare."
-        + (" The first epochs may lie outside the axes." if longest >= _FEWEST_EPOCHS_CROPPED else ""),
-        tuple(panels),
-        Table(
-            (Column("method"), Column("curve"), *(Column(f"epoch {epoch + 1}", numeric=True) for epoch in listed)),
-            tuple((name, title, *(at(curve, epoch) for epoch in listed)) for name, title, curve in lines),
-        ),
-    )
-
-
-def _mean_curve(curves: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The mean of each epoch over the runs that have come so far."""
-    epochs = zip_longest(*curves)
-    told = ([value for value in values if value is not None] for values in epochs)
-    return [fmean(values) if values else None for values in told]
 
 
 _COSTS = (
@@ -323,7 +220,7 @@ def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, in
     axes.margins(y=0.1)
     axes.set(xlim=(0, 1.08 * max(x for x, _, _ in points)), ylim=axes.get_ylim())
     axes.locator_params(nbins=5)
-    if len(points) <= _MOST_END_LABELS:
+    if len(points) <= MOST_END_LABELS:
         _labels_beside(drawing, points, series)
     return drawing.panel(title, name=name, label=f"top-1 against {title.lower()}")
 
@@ -344,13 +241,13 @@ def _labels_beside(drawing: Drawing, points: Sequence[tuple[float, float, int]],
         if not column:
             continue
         edge = min(x for x, _, _ in column) - 16 if to_left else max(x for x, _, _ in column) + 16
-        levels = apart([y for _, y, _ in column], _LABEL_POINTS, axes.bbox.y1 - 4)
+        levels = apart([y for _, y, _ in column], LABEL_POINTS, axes.bbox.y1 - 4)
         for (x, y, look), level in zip(column, levels, strict=True):
             ends = to_points.inverted().transform([(x, y), (edge + (2 if to_left else -2), level)])
             (tie,) = axes.plot(*ends.T, color=look.colour, linewidth=0.7, alpha=0.6)
             drawing.tag(tie, series=look.number)
             text = axes.annotate(
-                short(look.name, _END_LABEL_POINTS), (edge, level), xycoords="figure points",
+                short(look.name, END_LABEL_POINTS), (edge, level), xycoords="figure points",
                 color=look.colour, va="center", ha="right" if to_left else "left", annotation_clip=False,
             )  # fmt: skip
             drawing.tag(text, series=look.number, emphatic=True)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillab.report.analysis import Analysis
-from distillab.report.charts import accuracy_chart, cost_chart, learning_curves, series_of
+from distillab.report.charts import accuracy_chart, cost_chart, series_of
 from distillab.report.claims import claims
 from distillab.report.collect import Collection, Variant
+from distillab.report.curves import learning_curves
 from distillab.report.disagreement import Case
 from distillab.report.document import (
     Block,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from distillab.training.schedule import multiplier
 from distillab.training.stage import Best, Feed, Record, Stage, StageReport, lines
 from distillab.training.state import check_fits, load_optimizer_state, load_tensors, optimizer_state, tensors_of
 from distillab.training.step import Learner, Step, freeze_beyond, trainable
+from distillab.training.watch import Watch
 
 _SECONDS_BETWEEN_READINGS = 0.5
 
@@ -89,7 +88,7 @@ class StageRun:
                 captured=compute.records,
                 observer=observer,
             )
-        self._watch = _Watch(
+        self._watch = Watch(
             evaluator,
             self._judged,
             lambda: recalibrated_inside(self._judged, feed.training, regime, compute),
@@ -318,40 +317,3 @@ def _finish(stage: Stage, feed: Feed, regime: Regime, compute: Compute) -> tuple
     if not stage.final or not recalibrated(student, feed.training, regime, compute):
         return None, before
     return before, validation()
-
-
-class _Watch:
-    """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop.
-
-    Args:
-        evaluator: Of the model; None: there are no such images.
-        model: That is judged.
-        as_used: Inside of it the model is as it would be used.
-        patience: Epochs without improvement after which it is enough.
-    """
-
-    def __init__(
-        self,
-        evaluator: Evaluator | None,
-        model: nn.Module,
-        as_used: Callable[[], AbstractContextManager[None]],
-        *,
-        patience: int | None,
-    ) -> None:
-        self.patience = None if evaluator is None else patience
-        self.best: Best | None = None
-        self._evaluator = evaluator
-        self._model = model
-        self._as_used = as_used
-
-    def look(self, epoch: int) -> dict[str, float]:
-        if self._evaluator is None:
-            return {}
-        with self._as_used():
-            found = self._evaluator()
-            if self.best is None or found.nll < self.best.validation.nll:
-                self.best = Best(epoch, found, copy.deepcopy(self._model.state_dict()))
-        return {"validation_top1": found.top1, "validation_loss": found.nll}
-
-    def patience_is_over(self, epoch: int) -> bool:
-        return self.patience is not None and self.best is not None and epoch - self.best.epoch >= self.patience
