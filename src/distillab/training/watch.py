@@ -15,6 +15,10 @@ from distillab.training.stage import Best
 class Watch:
     """Looks at the validation images after each epoch: keeps the best weights, and knows when to stop.
 
+    Attributes:
+        patience: See below; None where nothing is looked at.
+        best: The epoch with the lowest loss so far.
+
     Args:
         evaluator: Of the model; None: there are no such images.
         model: That is judged.
@@ -37,6 +41,14 @@ class Watch:
         self._as_used = as_used
 
     def look(self, epoch: int) -> dict[str, float]:
+        """Measure the model after an epoch.
+
+        Args:
+            epoch: How many are done.
+
+        Returns:
+            "validation_top1", 0..1, and "validation_loss", nats; nothing without validation images.
+        """
         if self._evaluator is None:
             return {}
         with self._as_used():
@@ -46,4 +58,9 @@ class Watch:
         return {"validation_top1": found.top1, "validation_loss": found.nll}
 
     def patience_is_over(self, epoch: int) -> bool:
+        """Whether the last improvement lies too many epochs back.
+
+        Args:
+            epoch: How many are done.
+        """
         return self.patience is not None and self.best is not None and epoch - self.best.epoch >= self.patience
