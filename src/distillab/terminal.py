@@ -59,7 +59,7 @@ class Screen:
         """Give the observer that shows a run: a progress bar on a terminal, else one line an epoch.
 
         Yields:
-            The observer, which remembers the run's folder as well.
+            The observer, which remembers the run's folder as well. It says the same note once.
         """
         with contextlib.ExitStack() as stack:
             show: Observer
@@ -70,7 +70,13 @@ class Screen:
             else:
                 show = _Lines(self.err)
 
+            said: set[str] = set()
+
             def observe(event: Event) -> None:
+                if isinstance(event, Note):
+                    if event.text in said:  # each of many runs has the same to say of the same images
+                        return
+                    said.add(event.text)
                 if isinstance(event, RunStarted) and self.run_dir is None:  # those that follow are parts of it
                     self.run_dir, self._resume = event.run_dir, event.resume
                 show(event)

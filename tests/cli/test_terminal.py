@@ -153,6 +153,7 @@ def test_an_event_without_numbers_is_shown(capsys: pytest.CaptureFixture[str]) -
             Note("n"),
             EpochEnded("s", 1, 1),
             StageEnded("s", 1),
+            Note("n"),  # said before
         ):
             observe(event)
     assert capsys.readouterr().err.splitlines() == ["s: 1 epochs of 1 steps", "n", "s  epoch 1/1"]

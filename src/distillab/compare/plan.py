@@ -36,7 +36,7 @@ _LARGEST_GROUP = 16  # students that are trained together: each has weights, mom
 class ComparisonConfig(Section):
     """What is compared; how each row is trained is in the settings of a run."""
 
-    methods: tuple[str, ...] = Field(tuple(PLANS), min_length=1, description="Plans of `distillab list methods`.")
+    methods: tuple[str, ...] = Field(tuple(PLANS), description="Plans of `distillab list methods`.")
     seeds: int = Field(3, ge=1, le=1000, description="Seeds a row, counted from `seed`; five or more are better.")
     teacher_seeds: int = Field(
         1, ge=1, le=100, description="Repeat all of it over so many teachers, each trained from a seed of its own."
@@ -54,6 +54,8 @@ class ComparisonConfig(Section):
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if not methods:
+            raise ValueError("no method is named: name one at least, or leave it out for all of them")
         if len(set(methods)) < len(methods):
             raise ValueError(f"a method is named twice in {', '.join(methods)}: name each once")
         return methods
