@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DistillabError(Exception):
@@ -37,6 +38,10 @@ class DistillabError(Exception):
         self.hint = hint
         super().__init__(message, where, hint)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes nothing is lost: neither where it was, nor what to do, nor notes."""
+        return _as_it_was, (type(self), self.args), dict(vars(self))
+
     def __str__(self) -> str:
         lines = [self.message]
         if self.where:
@@ -44,6 +49,13 @@ class DistillabError(Exception):
         if self.hint:
             lines.append(f"  try:   {self.hint}")
         return "\n".join(lines)
+
+
+def _as_it_was(kind: type[DistillabError], args: tuple[Any, ...]) -> DistillabError:
+    """An error on its arrival, before its attributes are put back: each kind is made of something else."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(DistillabError, ValueError):

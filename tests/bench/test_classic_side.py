@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distillab.bench.classic_side import ClassicProcess, Failure
+from distillab.bench.classic_side import ClassicProcess
 from distillab.bench.config import BenchConfig, Case
 from distillab.errors import ConfigError, DistillabError
 
@@ -75,23 +75,6 @@ def test_an_error_in_the_process_is_the_callers():
     assert (caught.value.where, caught.value.hint) == ("batch_size", "take 72 or less")
     assert "open_images" in caught.value.__notes__[0]
     running.close()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ConfigError("no", where="work", hint="yes"),
-        RuntimeError("out of memory"),
-        FileNotFoundError(2, "not there", "images"),
-        KeyError("cnn8"),
-    ],
-)
-def test_an_error_arrives_as_it_was(error):
-    found = Failure.of(error).error()
-    assert type(found) is type(error)
-    assert str(found) == str(error)
-    assert found.args == error.args
-    assert vars(found) == vars(error)
 
 
 @linux

@@ -74,37 +74,6 @@ class _Turn:
     num_workers: int
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An error on its way from one process to another; our own errors cannot be pickled as they are.
-
-    Attributes:
-        kind: Its class.
-        arguments: What it is made of.
-        attributes: What it holds besides, notes among it.
-    """
-
-    kind: type[Exception]
-    arguments: tuple[Any, ...]
-    attributes: dict[str, Any]
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Take an error apart; where it was raised becomes a note.
-
-        Args:
-            error: As it was caught.
-        """
-        error.add_note("In the process of the classic loop:\n" + "".join(traceback.format_exception(error)))
-        return cls(type(error), tuple(error.__reduce__()[1]), dict(vars(error)))
-
-    def error(self) -> Exception:
-        """The same error again."""
-        error = self.kind.__new__(self.kind, *self.arguments)
-        vars(error).update(self.attributes)
-        return error
-
-
 class ClassicProcess:
     """The classic loop on the CPU, in a fresh process that sleeps while nobody asks; while it works, the caller does.
 
@@ -175,8 +144,8 @@ class ClassicProcess:
                 f"the process of the classic loop ended by itself, with exit code {self._process.exitcode}",
                 hint="-9 is how Linux ends a process when memory runs out: take a smaller batch_size",
             ) from None
-        if isinstance(answer, Failure):
-            raise answer.error()
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
 
@@ -189,7 +158,8 @@ def _serve(connection: Connection, job: _Job) -> None:
             for answer in _answers(job, _turns(connection)):
                 connection.send(answer)
         except Exception as error:
-            connection.send(Failure.of(error))
+            error.add_note("In the process of the classic loop:\n" + "".join(traceback.format_exception(error)))
+            connection.send(error)
 
 
 def _turns(connection: Connection) -> Iterator[_Turn]:

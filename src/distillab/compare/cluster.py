@@ -145,34 +145,20 @@ class _Cluster:
             ) from error
         for text in outcome.notes:
             self._observer(Note(text))
-        if isinstance(outcome, _Failed):
-            raise outcome.error()
+        if isinstance(outcome.result, DistillabError):
+            raise outcome.result
         return outcome.result
 
 
 @dataclass(frozen=True)
-class _Done(Generic[ResultT]):
-    """What a task has come to, and what there was to say meanwhile."""
+class _Outcome(Generic[ResultT]):
+    """What a task has come to, or why it came to nothing; and what there was to say meanwhile."""
 
-    result: ResultT
+    result: ResultT | DistillabError
     notes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """Why a task came to nothing. An error's own pickle forgets where it was and what to do."""
-
-    kind: type[DistillabError]
-    attributes: Mapping[str, Any]
-    notes: Sequence[str]
-
-    def error(self) -> DistillabError:
-        error = self.kind.__new__(self.kind)
-        vars(error).update(self.attributes)
-        return error
-
-
-def _carry_out(work: Callable[[Observer], ResultT], start_folder: Path, token: Path) -> _Done[ResultT] | _Failed:
+def _carry_out(work: Callable[[Observer], ResultT], start_folder: Path, token: Path) -> _Outcome[ResultT]:
     """Carry out a task on whatever machine this is, relative paths meaning what they mean where it was started."""
     notes: list[str] = []
 
@@ -182,9 +168,9 @@ def _carry_out(work: Callable[[Observer], ResultT], start_folder: Path, token: P
 
     try:
         _check_machine(start_folder, token)
-        return _Done(work(observe), notes)
+        return _Outcome(work(observe), notes)
     except DistillabError as error:
-        return _Failed(type(error), vars(error), notes)
+        return _Outcome(error, notes)
 
 
 def _check_machine(start_folder: Path, token: Path) -> None:
