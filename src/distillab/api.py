@@ -164,7 +164,7 @@ def distill(
         regime = regime_of(config)
         place = build_place(config, feed, compute, observer, folder=None)
         assert feed.sample is not None
-        check_teacher(place.take(teacher), feed.sample, compute=compute, observer=observer)
+        check_teacher(place.compute.take(teacher), feed.sample, compute=compute, observer=observer)
         regimes: dict[Role, Any] = {"student": regime, "assistant": regime}
         trained = carry_out(Job(models, regimes, place, plan, chosen))
         result = _result(trained["student"], feed, compute, teacher=teacher)

@@ -58,7 +58,7 @@ def arithmetic(compute: Compute) -> dict[str, Any]:
     return {
         "numerics": NUMERICS,
         "device": compute.device.type,
-        "precision": str(compute.autocast_dtype or torch.float32).removeprefix("torch."),
+        "precision": compute.precision,
     }
 
 

@@ -191,5 +191,4 @@ def _load(
         allow_code=allow_code,
         observer=observer,
     )
-    model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
-    return model
+    return compute.take(model)

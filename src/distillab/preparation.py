@@ -53,16 +53,12 @@ class Workplace:
     cache: LogitsCache | None = None
     keeper: Keeper | None = None
 
-    def take(self, model: nn.Module) -> nn.Module:
-        """Bring a model to the device, in the memory format that is fast there."""
-        return model.to(self.compute.device, memory_format=self.compute.memory_format)  # type: ignore[call-overload, no-any-return]
-
 
 def baseline_stage(model: nn.Module, regime: Regime, place: Workplace, *, role: Role) -> Stage:
     """The one stage of a model that learns from labels only."""
     kind = method_class(BASELINE)
     return Stage(
-        learner=Learner(place.take(model)),
+        learner=Learner(place.compute.take(model)),
         method=kind(kind.Config()),
         guidance=None,
         epochs=regime.training.epochs,
@@ -152,7 +148,7 @@ def _prepare(
             hint="add a stage after it, such as soft_target",
         )
     for model in (teacher, student):
-        place.take(model)
+        place.compute.take(model)
     teacher_layers: tuple[str, ...] = ()
     student_layer: str | None = None
     adapter: nn.Module | None = None
@@ -167,7 +163,7 @@ def _prepare(
                 probe_features(teacher, [teacher_layer], size)[teacher_layer],
             )
     learner = Learner(student, layer=student_layer, adapter=adapter, stop=stop)
-    place.take(learner)
+    place.compute.take(learner)
     several = len(plan.stages_of(stage.student)) > 1
     title = f"{stage.student} by {plan.name}" + (f" ({method.name.replace('_', ' ')})" if several else "")
     return Stage(

@@ -229,7 +229,8 @@ class _Replay:
         if "teacher" not in models:
             raise CheckpointError("result.json has a teacher, config.toml has none")
         trained_here = bool(result.teacher.stages)
-        teacher = scene.place.take(self._load(scene, "teacher.safetensors") if trained_here else models["teacher"])
+        guide = self._load(scene, "teacher.safetensors") if trained_here else models["teacher"]
+        teacher = scene.place.compute.take(guide)
         scene.test_logits = scene.teacher_test_logits(teacher)
         labels = on_device(scene.dataset.test.labels, scene.test_logits.device)
         found = evaluate_logits(scene.test_logits, labels).as_dict()
@@ -238,7 +239,7 @@ class _Replay:
     def _test(self, scene: Scene, result: Result, name: str, recorded: Mapping[str, Any]) -> str:
         if result.teacher is not None and scene.test_logits is None:
             raise NotLookedAtError("its teacher cannot be asked")
-        found = scene.test(scene.place.take(self._load(scene, name))).as_dict()
+        found = scene.test(scene.place.compute.take(self._load(scene, name))).as_dict()
         return self._held_against(recorded, found, TEST_TOLERANCE)
 
     def _load(self, scene: Scene, name: str) -> Classifier:

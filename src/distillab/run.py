@@ -307,7 +307,7 @@ def _load_teacher(scene: Scene, config: DistillConfig) -> Classifier:
     place = scene.place
     check_fits(teacher, scene.dataset, scene.feed.image_size, where=where, observer=place.observer)
     assert scene.feed.sample is not None
-    check_teacher(place.take(teacher), scene.feed.sample, compute=place.compute, observer=place.observer)
+    check_teacher(place.compute.take(teacher), scene.feed.sample, compute=place.compute, observer=place.observer)
     return teacher
 
 

@@ -160,9 +160,8 @@ class Scene:
     def _how(self) -> str:
         """How the run computes, in words: what was chosen for it by the device and the data."""
         compute = self.place.compute
-        precision = str(compute.autocast_dtype or torch.float32).removeprefix("torch.")
         images = "on the device" if self.feed.is_resident else "streamed"
-        return f"computing on {compute.device}: {precision}, {compute.execution} steps, images {images}"
+        return f"computing on {compute.device}: {compute.precision}, {compute.execution} steps, images {images}"
 
     def log_end(self, error: DistillabError) -> None:
         """Write down why the run has stopped, if its folder still takes that."""

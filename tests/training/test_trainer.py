@@ -288,8 +288,7 @@ def test_contiguous_and_channels_last_take_the_same_way():
     losses = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         stage, feed, regime = ready()
-        compute = replace(COMPUTE, memory_format=memory_format)
         stage.learner.to(memory_format=memory_format)
-        report = fit(stage, feed, regime, seed=0, compute=compute, observer=lambda event: None)
+        report = fit(stage, feed, regime, seed=0, compute=COMPUTE, observer=lambda event: None)
         losses.append([record["loss"] for record in report.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

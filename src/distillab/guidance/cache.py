@@ -81,7 +81,7 @@ class CacheKey:
             "num_classes": self.num_classes,
             "image_size": self.image_size,
             "device": self.compute.device.type,
-            "precision": str(self.compute.autocast_dtype or torch.float32).removeprefix("torch."),
+            "precision": self.compute.precision,
             "augment": self.augment.model_dump() if self.augmented else None,
             "seed": self.seed if self.augmented else None,
         }

@@ -187,8 +187,7 @@ def _load(
         allow_code=allow_code,
         observer=observer,
     )
-    model.to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]
-    return model
+    return compute.take(model)
 
 
 def _disagreements(collection: Collection, looks: Sequence[Look], labels: NDArray[np.int64]) -> tuple[Kind, ...]:

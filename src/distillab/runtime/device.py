@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from distillab.errors import ConfigError
 from distillab.training.config import Execution, Precision
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,24 @@ class Compute:
     Attributes:
         device: Where tensors live.
         autocast_dtype: Type that matrix products run in; None for float32 throughout.
-        memory_format: Of images and convolution weights.
         execution: How training steps are run; never "auto".
         deterministic: Take only algorithms that give the same bits each time.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype | None
-    memory_format: torch.memory_format = torch.channels_last
     execution: Execution = "eager"
     deterministic: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Name of the type that matrix products run in: "float32", "bfloat16"."""
+        return str(self.autocast_dtype or torch.float32).removeprefix("torch.")
+
+    def take(self, model: ModelT) -> ModelT:
+        """Bring a model to the device, in the memory format that is fast there: that of its images."""
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     @property
     def records(self) -> bool:
