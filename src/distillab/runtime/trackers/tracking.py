@@ -20,6 +20,9 @@ from distillab.runtime.trackers.wandb import WandB
 
 _RUN_IDS = "trackers.json"
 
+# What means the same in every stage and method is one curve of the role, so that runs lie upon each other.
+_OF_ANY_STAGE = ("train_top1", "validation_top1", "validation_loss", "learning_rate", "seconds")
+
 _KINDS: Mapping[str, Callable[[TrackedRun], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 _NEEDED = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
@@ -78,7 +81,11 @@ class Trackers:
         role = line["role"]
         self._epochs[role] += 1
         stage = f"{role}/{line['stage'].removeprefix(f'{role} ')}"
-        values = {f"{stage}/{name}": value for name, value in _numbers(line) if name != "epoch"}
+        values = {
+            f"{role if name in _OF_ANY_STAGE else stage}/{name}": value
+            for name, value in _numbers(line)
+            if name != "epoch"
+        }
         epoch = TrackedEpoch(role, self._epochs[role], self._epochs.total(), values)
         self._tell(lambda tracker: tracker.epoch(epoch))
 
