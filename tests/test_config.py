@@ -181,6 +181,18 @@ def test_the_output_folder_is_not_part_of_the_recipe_that_a_run_leaves(tmp_path)
     assert "output" not in tomllib.loads(cfg.to_toml(found))
 
 
+def test_paths_that_are_there_are_written_whole_and_names_stay(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "digits").mkdir()  # a name wins over a folder
+    (tmp_path / "cnn8").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"data": "photos", "teacher": "./photos"}
+    assert cfg.anchored(given) == dict.fromkeys(given, str(tmp_path / "photos"))
+    for text in ("digits", "package.module:function", "not-there", "x" * 5000, "~nobody-of-this-name/x", "a\0b"):
+        assert cfg.anchored({"data": text, "seed": 1}) == {"data": text, "seed": 1}
+    assert cfg.anchored({"teacher": "cnn8"}) == {"teacher": "cnn8"}
+
+
 def test_views_of_images_that_are_not_augmented_are_refused():
     with pytest.raises(ConfigError, match="views has no effect") as caught:
         cfg.resolve_train({"data": "digits", "model": "cnn16"}, {"views": 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -327,6 +328,8 @@ def anchored(values: Values) -> dict[str, Any]:
     found = dict(values)
     for key, names in (("data", DATASETS), ("teacher", MODELS)):
         text = found.get(key)
-        if isinstance(text, str) and text not in names and (path := Path(text).expanduser()).exists():
-            found[key] = str(path.absolute())
+        if isinstance(text, str) and text not in names:
+            with contextlib.suppress(OSError, RuntimeError):  # no path at all; or of a user whose home is not known
+                path = Path(text).expanduser()
+                found[key] = str(path.absolute()) if path.exists() else text
     return found
