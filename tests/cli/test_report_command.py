@@ -197,6 +197,10 @@ def test_a_comparison_ends_with_its_report_makes_it_again_and_loses_nothing_if_t
         assert len(json.loads(outcome.out)["rows"]) == 2
         assert outcome.err.startswith("there is no report: ")
         assert outcome.err.endswith("once more: distillab report table\n")
+    monkeypatch.setattr(write, "write_report", Mock(side_effect=KeyboardInterrupt))
+    outcome = command(*words, "--output", "table", "--json")
+    assert outcome.code == 130
+    assert len(json.loads(outcome.out)["rows"]) == 2
 
 
 def test_the_demo_ends_with_its_report(command: shell.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

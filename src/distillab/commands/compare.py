@@ -126,10 +126,14 @@ def compare(
 
 def show_comparison(screen: Screen, result: dict[str, Any], *, allow_code: bool) -> None:
     """Make the report of a comparison, and show what it has come to."""
-    result, report = end_with_report(screen, result, allow_code=allow_code)
     teachers = [f"teacher: {one['model']}, {points(one['top1'])} % of the test images" for one in result["teachers"]]
-    parts = (*teachers, *comparison_tables(result), *result["sentences"])
-    screen.show(result, *parts, f"comparison: {result['output']}", report)
+    parts = (*teachers, *comparison_tables(result), *result["sentences"], f"comparison: {result['output']}")
+    try:
+        result, report = end_with_report(screen, result, allow_code=allow_code)
+    except KeyboardInterrupt:  # nobody wants to wait for the page; the table is there
+        screen.show(result, *parts)
+        raise
+    screen.show(result, *parts, report)
 
 
 def _words(words: list[str] | None) -> tuple[str, ...] | None:
