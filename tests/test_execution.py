@@ -26,7 +26,7 @@ from distillab.training.compilation import repeated_blocks
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
 from distillab.training.step import Step, trainable
-from distillab.training.trial import seconds_per_step
+from distillab.training.step_time import seconds_per_step
 from one_stage import fit
 
 COMPUTE = choose_compute("cpu", "float32")

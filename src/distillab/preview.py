@@ -19,7 +19,7 @@ from distillab.stages import find_plan
 from distillab.training.averaging import STATISTICS_IMAGES
 from distillab.training.config import Regime, Role
 from distillab.training.stage import Stage
-from distillab.training.trial import seconds_per_step
+from distillab.training.step_time import seconds_per_step
 
 _FORWARD_PART = 1 / 3  # of a training step: the backward pass costs twice as much
 

@@ -17,7 +17,7 @@ from distillab.runtime.capture import CannotCaptureError, Capture
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import EpochEnded, StageStarted
 from distillab.runtime.reproducibility import seeded
-from distillab.training import averaging, trial
+from distillab.training import averaging, step_time
 from distillab.training.averaging import (
     MovingAverage,
     has_batchnorm,
@@ -26,7 +26,7 @@ from distillab.training.averaging import (
     recalibrated_inside,
 )
 from distillab.training.step import Tally
-from distillab.training.trial import seconds_per_step
+from distillab.training.step_time import seconds_per_step
 from one_stage import fit
 
 COMPUTE = choose_compute("cpu", "float32")
@@ -263,7 +263,7 @@ def test_a_time_estimate_leaves_everything_as_it_was(execution, monkeypatch):
             raise CannotCaptureError("it waits for the device")
         return Capture(*args, **options)
 
-    monkeypatch.setattr(trial, "Capture", capture)
+    monkeypatch.setattr(step_time, "Capture", capture)
     stage, feed, regime = ready()
     before = {name: tensor.clone() for name, tensor in stage.learner.state_dict().items()}
     compute = COMPUTE if execution == "eager" else replace(COMPUTE, execution="captured")

@@ -24,8 +24,8 @@ from distillab.stages import find_plan
 from distillab.training.compilation import Compilation
 from distillab.training.config import Regime, Role
 from distillab.training.program import Program
-from distillab.training.running import StageRun, dropout_seed
 from distillab.training.stage import Feed, Stage
+from distillab.training.stage_run import StageRun, dropout_seed
 
 _CACHE_BYTES = 2**30
 

@@ -15,7 +15,7 @@ from distillab.runtime.interruption import Interruption
 from distillab.training.checkpoint import Checkpoint, CheckpointDir, State
 from distillab.training.state import reading_state
 
-Capture = Callable[[], State]
+SayState = Callable[[], State]
 """Says what must be known to go on from this moment."""
 
 
@@ -135,7 +135,7 @@ class Keeper:
             Interrupted: Saved, as somebody wanted.
         """
         if step != self._last_step or self._newest is None:
-            state = {"seconds": self.seconds, "phases": [phase.capture() for phase in self._phases]}
+            state = {"seconds": self.seconds, "phases": [phase.state() for phase in self._phases]}
             self._newest = self._folder.save(step, state, self._made_by)
             self._last_step = step
         self._last_save = time.monotonic()
@@ -163,21 +163,21 @@ class Phase:
         self._keeper = keeper
         self._name = name
         self._steps_before = steps_before
-        self._capture: Capture = dict
+        self._say_state: SayState = dict
 
     @property
     def last_saved(self) -> Path | None:
         """The newest checkpoint of the run."""
         return self._keeper.newest
 
-    def begin(self, capture: Capture, *, steps: int) -> None:
+    def begin(self, say_state: SayState, *, steps: int) -> None:
         """Say where the phase begins, and how its state is found out: now, and as long as the run goes on."""
-        self._capture = capture
+        self._say_state = say_state
         self.steps = steps
 
-    def capture(self) -> State:
+    def state(self) -> State:
         """The state, for a checkpoint."""
-        return {"name": self._name, **self._capture()}
+        return {"name": self._name, **self._say_state()}
 
     def after_step(self, steps: int, *, look: Callable[[], bool]) -> None:
         """Save if it is time.

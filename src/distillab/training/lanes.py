@@ -15,8 +15,8 @@ from distillab.runtime.device import Compute
 from distillab.runtime.events import Observer, silent
 from distillab.training.compilation import Compilation
 from distillab.training.config import Regime
-from distillab.training.running import StageRun
 from distillab.training.stage import Feed, Record, Stage, StageReport
+from distillab.training.stage_run import StageRun
 from distillab.training.state import load_tensors, tensors_of
 
 

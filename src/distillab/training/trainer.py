@@ -15,8 +15,8 @@ from distillab.training.compilation import Compilation
 from distillab.training.keeper import Phase
 from distillab.training.lanes import Lane, LaneRun
 from distillab.training.program import Program
-from distillab.training.running import StageRun, dropout_seed
 from distillab.training.stage import Feed
+from distillab.training.stage_run import StageRun, dropout_seed
 from distillab.training.state import reading_state
 
 
