@@ -183,10 +183,6 @@ def test_the_cache_never_answers_for_another_teacher_or_other_images():
         assert asked, change
 
 
-def without_times(report):
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in report.history]
-
-
 TOGETHER = ("st", "fitnet", "takd", "multi", "mbd-soft")
 
 

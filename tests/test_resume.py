@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from comparing_runs import differing, left_by
 from distillab.config import resolve_distill, resolve_train
 from distillab.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirInUseError, StorageError
 from distillab.resume import resume, resume_or_run
@@ -23,7 +24,6 @@ from distillab.runtime.run_dir import RunDir, checkpoints_of
 from distillab.stages import PLANS
 from distillab.training.checkpoint import CheckpointDir, read_checkpoint
 from distillab.training.keeper import Keeper
-from run_folder import differing, left_by
 
 
 class Killed(BaseException):

@@ -24,7 +24,7 @@ from distillab.report import write
 from distillab.report.analysis import analyse
 from distillab.report.collect import collect
 from distillab.run import run_one
-from run_folders import write_run
+from made_up_runs import write_run
 
 
 @pytest.fixture(scope="module")

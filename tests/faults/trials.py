@@ -13,12 +13,12 @@ from typing import Any
 import tomli_w
 
 import tiny
+from comparing_runs import differing
 from distillab.config import DistillConfig, resolve_distill
 from distillab.resume import resume
 from distillab.run import run_together
 from distillab.stages import PLANS
 from faults.children import Board, Child, watch
-from run_folder import differing
 
 RECIPE = {**tiny.RECIPE, "checkpoint": {"minutes": 0.0}}
 TOGETHER = "together"

@@ -12,7 +12,7 @@ from distillab.report.claims import claims
 from distillab.report.collect import Collection, collect
 from distillab.results.rows import Row, counted
 from distillab.results.run_record import read_result
-from run_folders import write, write_comparison, write_run
+from made_up_runs import write, write_comparison, write_run
 
 
 def names(collection: Collection) -> list[str]:

@@ -12,7 +12,7 @@ from distillab.report.collect import collect
 from distillab.report.document import Chart, Document, Figures, Listing, Section
 from distillab.report.sections import build_document
 from distillab.tables import Table
-from run_folders import scores, write, write_comparison, write_run
+from made_up_runs import scores, write, write_comparison, write_run
 
 
 def report_on(folder: Path) -> Document:
