@@ -20,7 +20,7 @@ from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result
 from distillab.preparation import check_layers
-from distillab.runtime.events import Note, Observer, numbered, silent
+from distillab.runtime.events import Note, Observer, retitled, silent
 from distillab.runtime.interruption import resume_command
 from distillab.runtime.run_dir import RunDir, checkpoints_of, write_group
 from distillab.scene import Scene, open_scenes
@@ -95,7 +95,7 @@ def run_together(
             is_weight_source(config.teacher)  # before images are read or downloaded
     with open_scenes(configs, observer, allow_code=allow_code) as scenes:
         teachers = Teachers()
-        runs = [_prepare(scene, teachers) for scene in scenes]
+        runs = [prepare(scene, teachers) for scene in scenes]
         _tell_apart(runs)
         for number, one in enumerate(runs):
             one.scene.identify(teachers.loaded(one.scene.config))
@@ -177,14 +177,25 @@ def _check_trajectory(checkpoint: Checkpoint, made: Mapping[str, Any], observer:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One run, ready to be carried out."""
+class PreparedRun:
+    """One run, ready to be carried out.
+
+    Attributes:
+        scene: Its surroundings.
+        label: A part of its folder's name, where that is made.
+        models: All that it has.
+    """
 
     scene: Scene
     label: str
     models: dict[Role, nn.Module]
 
+    def retitle(self, pattern: str) -> None:
+        """Have its stages called otherwise, for whoever watches: see `retitled`. Its files know of that not."""
+        self.scene.place = replace(self.scene.place, observer=retitled(self.scene.place.observer, pattern))
+
     def job(self) -> Job:
+        """What is to be trained."""
         config = self.scene.config
         if isinstance(config, TrainConfig):
             return Job(self.models, {config.role: regime_of(config)}, self.scene.place)
@@ -209,23 +220,31 @@ class _Run:
         return distill_result(self.scene, config, self.models, trained, taught)
 
 
-def _prepare(scene: Scene, teachers: Teachers) -> _Run:
+def prepare(scene: Scene, teachers: Teachers) -> PreparedRun:
+    """Build or load the models of a run.
+
+    Args:
+        scene: Its surroundings.
+        teachers: Of all runs that are carried out together.
+
+    Raises:
+        DistillabError: As `build_models`.
+    """
     config = scene.config
     if isinstance(config, TrainConfig):
         models = {config.role: scene.build(config.model, config.role)}
-        return _Run(scene, f"{config.role}-{_file_name(config.model)}", models)
+        return PreparedRun(scene, f"{config.role}-{_file_name(config.model)}", models)
     plan = find_plan(config.method, config.stages)
-    return _Run(scene, f"{plan.name}-{_file_name(config.student)}", build_models(scene, config, teachers))
+    return PreparedRun(scene, f"{plan.name}-{_file_name(config.student)}", build_models(scene, config, teachers))
 
 
-def _tell_apart(runs: Sequence[_Run]) -> None:
+def _tell_apart(runs: Sequence[PreparedRun]) -> None:
     """Number the stages of runs by one plan, or of one role, for whoever watches; their files know of no other run."""
     configs = [one.scene.config for one in runs]
     kinds = [config.role if isinstance(config, TrainConfig) else config.method for config in configs]
     for number, one in enumerate(runs):
         if kinds.count(kinds[number]) > 1:
-            observer = numbered(one.scene.place.observer, kinds[: number + 1].count(kinds[number]))
-            one.scene.place = replace(one.scene.place, observer=observer)
+            one.retitle(f"{{}} [{kinds[: number + 1].count(kinds[number])}]")
 
 
 def build_models(scene: Scene, config: DistillConfig, teachers: Teachers | None = None) -> dict[Role, nn.Module]:

@@ -90,17 +90,17 @@ def silent(event: Event) -> None:
     """The observer that says nothing."""
 
 
-def numbered(observer: Observer, number: int) -> Observer:
-    """An observer that knows the stages of one run by a number behind their titles.
+def retitled(observer: Observer, pattern: str) -> Observer:
+    """An observer that knows the stages of one run by other titles: several with equal ones may be going on.
 
     Args:
-        observer: Is told; several runs with stages of equal titles may be going on.
-        number: Of the run.
+        observer: Is told.
+        pattern: Such as "{} [2]", the title standing for the braces.
     """
 
     def observe(event: Event) -> None:
         if isinstance(event, StageStarted | StepsDone | EpochEnded | StageEnded):
-            event = replace(event, title=f"{event.title} [{number}]")
+            event = replace(event, title=pattern.replace("{}", event.title, 1))
         observer(event)
 
     return observe
