@@ -342,7 +342,8 @@ def test_a_teacher_that_was_moved_is_no_fault_of_the_run(alone, tmp_path):
 
 
 def test_weights_that_validation_chose_are_tested_too(tmp_path):
-    flags = {"output": tmp_path / "run", "training": {"epochs": 6, "batch_size": 16}, "optimizer": {"learning_rate": 2}}
+    restless = {"optimizer": {"learning_rate": 5}, "schedule": {"name": "constant"}}  # the last epoch is not the best
+    flags = {"output": tmp_path / "run", "training": {"epochs": 6, "batch_size": 16}, **restless}
     run_one(resolve_train(tiny.RECIPE, flags), allow_code=True)
     assert verdicts(look(tmp_path / "run"))["student-best.safetensors on the test images"] == "good"
     change_json(tmp_path / "run" / "result.json", lambda content: content["best"]["test"].update(nll=9.0))
