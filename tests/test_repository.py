@@ -24,7 +24,7 @@ LAYERS = [
     ["data.config", "training.config"],
     ["methods.base", "models.catalog"],
     ["stages"],
-    ["config", "bench.config"],
+    ["config", "bench.config", "compare.config"],
     ["recipe"],
     ["runtime"],
     ["data"],

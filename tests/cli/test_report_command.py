@@ -16,7 +16,7 @@ import torch
 
 import shell
 import tiny
-from distillab.compare.plan import ComparisonConfig
+from distillab.compare.config import ComparisonConfig
 from distillab.compare.run import run_comparison
 from distillab.config import resolve_distill
 from distillab.errors import DataError

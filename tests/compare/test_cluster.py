@@ -16,7 +16,7 @@ import tiny
 from distillab.compare import cluster
 from distillab.compare.cluster import on_cluster, same_device
 from distillab.compare.conduct import Task
-from distillab.compare.plan import ComparisonConfig
+from distillab.compare.config import ComparisonConfig
 from distillab.compare.run import resume_comparison, run_comparison
 from distillab.config import resolve_train
 from distillab.errors import CheckpointError, ConfigError, Interrupted, StorageError

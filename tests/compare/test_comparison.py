@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import tiny
+from distillab.compare.config import ComparisonConfig
 from distillab.compare.estimate import estimate
-from distillab.compare.plan import ComparisonConfig
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.errors import ConfigError, StorageError
 from distillab.recipe import load_recipe

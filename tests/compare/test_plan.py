@@ -3,7 +3,8 @@
 import pytest
 
 import tiny
-from distillab.compare.plan import ComparisonConfig, plan_comparison
+from distillab.compare.config import ComparisonConfig
+from distillab.compare.plan import plan_comparison
 from distillab.compare.run import plan_request
 from distillab.errors import ConfigError
 from distillab.runtime.device import cpu_threads

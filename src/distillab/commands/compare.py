@@ -11,52 +11,32 @@ from cyclopts import Parameter
 from distillab.commands.flags import (
     COMMAND,
     EVERY_FIELD,
-    METHOD,
     AllowCode,
     DryRun,
     Injected,
     Json,
     Quiet,
     Recipe,
-    Whole,
     flags_of,
 )
 from distillab.commands.outcome import started_with
 from distillab.commands.report import end_with_report
+from distillab.compare.config import ComparisonConfig
 from distillab.config import DistillConfig
+from distillab.errors import ConfigError
 from distillab.recipe import load_recipe
 from distillab.results.columns import rows_table
 from distillab.settings import validated
-from distillab.stages import PLANS
 from distillab.tables import ABSENT, Column, Table, duration, points
 from distillab.terminal import Screen
 
+RequestFlags = flags_of(ComparisonConfig)
 CompareFlags = flags_of(DistillConfig, leaving_out=("method", "output", "distill"))
 
 
 def compare(
     *,
-    methods: Annotated[
-        list[str] | None,
-        Parameter(
-            group=METHOD, help="Plans of 'distillab list methods'; all of them if not given.", completer=lambda _: PLANS
-        ),
-    ] = None,
-    seeds: Annotated[Whole, Parameter(group=METHOD, help="Seeds a row; five or more are better.")] = 3,
-    teacher_seeds: Annotated[
-        Whole, Parameter(group=METHOD, help="Repeat all of it over so many teachers, each from a seed of its own.")
-    ] = 1,
-    axis: Annotated[
-        list[str] | None,
-        Parameter(group=METHOD, help="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"),
-    ] = None,
-    tune: Annotated[
-        Whole,
-        Parameter(
-            group=METHOD,
-            help="Tune each row, the student alone as well, in so many trials on the validation images (extra: tune).",
-        ),
-    ] = 0,
+    request: Annotated[RequestFlags | None, EVERY_FIELD] = None,  # type: ignore[valid-type]
     ray: Annotated[
         bool,
         Parameter(
@@ -81,20 +61,15 @@ def compare(
     """Compare methods over seeds with the student alone, all at the same schedule and budget, and say what is shown."""
     from distillab.compare.cluster import on_cluster, same_device
     from distillab.compare.estimate import estimate
-    from distillab.compare.plan import ComparisonConfig
     from distillab.compare.run import plan_request, run_comparison
 
     screen.quiet, screen.json = quiet, json
     values = load_recipe(recipe, allow_code=allow_code) if recipe else {}
     flags: dict[str, Any] = settings or {}
-    given = {
-        "methods": _words(methods),
-        "seeds": seeds,
-        "teacher_seeds": teacher_seeds,
-        "axis": _words(axis),
-        "tune": tune,
-    }
-    comparison = validated(ComparisonConfig, {name: value for name, value in given.items() if value is not None})
+    asked: dict[str, Any] = request or {}
+    for name in [name for name in ("methods", "axis") if asked.get(name) == ()]:
+        raise ConfigError(f"--{name} has no value", where=name, hint="give one or more, or leave it out")
+    comparison = validated(ComparisonConfig, asked)
     if ray:
         flags = same_device(values, flags)
     plan = plan_request(comparison, values, flags, output)
@@ -134,13 +109,6 @@ def show_comparison(screen: Screen, result: dict[str, Any], *, allow_code: bool)
         screen.show(result, *parts)
         raise
     screen.show(result, *parts, report)
-
-
-def _words(words: list[str] | None) -> tuple[str, ...] | None:
-    """`st,mbd-soft` and `st mbd-soft` are the same; an axis holds commas of its own."""
-    if words is None:
-        return None
-    return tuple(part for word in words for part in ([word] if "=" in word else word.split(",")) if part)
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[Table | str]:
@@ -191,10 +159,10 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
     how = (
         "one after another, less side by side as they will go" if todo["side_by_side"] else "if nothing else runs here"
     )
+    logits = f", and {todo['cache_bytes'] / 2**20:,.0f} MiB for the logits of teachers" if todo["cache_bytes"] else ""
     return [
         Table(columns, rows),
         f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} {how},"
         f" {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
-        f" {todo['bytes'] / 2**20:,.0f} MiB of disk, and {todo['cache_bytes'] / 2**20:,.0f} MiB for the logits of"
-        " teachers",
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk{logits}",
     ]

@@ -72,7 +72,7 @@ Whole: TypeAlias = Annotated[int, Parameter(converter=whole_numbers)]
 
 Completer: TypeAlias = Callable[[Any], Iterable[str]]
 COMPLETERS: Mapping[str, Completer] = {
-    "method": lambda _: PLANS,
+    **dict.fromkeys(("method", "methods"), lambda _: PLANS),
     **dict.fromkeys(("model", "teacher", "assistant", "student"), lambda _: MODELS),
 }
 """What the shell offers as values of a field."""
@@ -99,7 +99,10 @@ def _positive(_: Any, size: int) -> None:
 
 BatchSize: TypeAlias = Annotated[Whole, Parameter(help="Images at once.", validator=_positive)]
 
-_METHOD_FIELDS = ("method", "teacher", "teacher_model", "assistant", "student", "alone", "distill")
+_METHOD_FIELDS = (
+    *("methods", "seeds", "teacher_seeds", "axis", "tune"),
+    *("method", "teacher", "teacher_model", "assistant", "student", "alone", "distill"),
+)
 _NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are written in a recipe
 
 
@@ -142,7 +145,7 @@ def _flag(name: str, field: FieldInfo) -> Parameter:
     counting = whole_numbers_or_none if type(None) in types else whole_numbers
     return Parameter(
         help=(field.description or "").replace("`", "'"),
-        show_default=False if default in (None, "", (), {}) else str(default),
+        show_default=False if default in (None, "", {}) or isinstance(default, tuple) else str(default),
         completer=COMPLETERS.get(name),
         converter=counting if int in types else None,
     )

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pydantic import Field, field_validator
-
 from distillab.compare.axes import nested, read_axes
+from distillab.compare.config import ComparisonConfig
 from distillab.config import (
     AnyConfig,
     DistillConfig,
@@ -26,39 +25,10 @@ from distillab.config import (
 )
 from distillab.errors import ConfigError
 from distillab.outside_code import mentions_code, names_code
-from distillab.settings import Section
-from distillab.stages import ALONE, PLANS, find_plan
+from distillab.stages import ALONE, find_plan
 
 _LONGEST_NAME = 100
 _LARGEST_GROUP = 16  # students that are trained together: each has weights, moments and activations of its own
-
-
-class ComparisonConfig(Section):
-    """What is compared; how each row is trained is in the settings of a run."""
-
-    methods: tuple[str, ...] = Field(tuple(PLANS), description="Plans of `distillab list methods`.")
-    seeds: int = Field(3, ge=1, le=1000, description="Seeds a row, counted from `seed`; five or more are better.")
-    teacher_seeds: int = Field(
-        1, ge=1, le=100, description="Repeat all of it over so many teachers, each trained from a seed of its own."
-    )
-    axis: tuple[str, ...] = Field(
-        (), description="Settings to vary as well: distill.temperature=2,4 student=cnn12,cnn16"
-    )
-    tune: int = Field(
-        0,
-        ge=0,
-        le=10_000,
-        description="Tune each row, the student alone as well, in so many trials on validation images.",
-    )
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if not methods:
-            raise ValueError("no method is named: name one at least, or leave it out for all of them")
-        if len(set(methods)) < len(methods):
-            raise ValueError(f"a method is named twice in {', '.join(methods)}: name each once")
-        return methods
 
 
 @dataclass(frozen=True)

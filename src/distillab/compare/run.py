@@ -17,7 +17,8 @@ from distillab.compare.conduct import (
     is_complete,
     one_by_one,
 )
-from distillab.compare.plan import ComparisonConfig, ComparisonPlan, plan_comparison
+from distillab.compare.config import ComparisonConfig
+from distillab.compare.plan import ComparisonPlan, plan_comparison
 from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import anchored, merged
