@@ -293,6 +293,10 @@ WRONG = (
         4,
         photos,
     ),
+    Wrong("compare: an axis without values", "distillab compare --axis --dry-run", 2),
+    Wrong("compare: a method that is there twice", "distillab compare --methods st,st --dry-run", 2),
+    Wrong("compare: a value that is there twice", "distillab compare --axis distill.temperature=2,2 --dry-run", 2),
+    Wrong("compare: an axis that changes no result", "distillab compare --axis cache-gib=0,4 --dry-run", 2),
     Wrong(
         "train_kd.py: a teacher with other classes",
         "train_kd.py --teacher teacher.pth --data ./photos --num_class 2 --epoch 1",
