@@ -117,7 +117,7 @@ def test_an_error_comes_back_as_what_it_is(token, number):
     outcome = cluster._carry_out(lambda observer: fail_with(number, observer), Path.cwd(), token)
     received = pickle.loads(pickle.dumps(outcome))
     assert received.notes == ["before"]
-    error, sent = received.error(), ERRORS[number]
+    error, sent = received.result, ERRORS[number]
     assert type(error) is type(sent)
     assert str(error) == str(sent)
     assert error.exit_code == sent.exit_code
@@ -126,21 +126,21 @@ def test_an_error_comes_back_as_what_it_is(token, number):
 def test_a_machine_that_does_not_see_the_folder_is_told(token):
     token.unlink()
     outcome = cluster._carry_out(tell_where, Path.cwd(), token)
-    assert outcome.kind is StorageError
-    assert "does not see the comparison's files" in outcome.error().message
-    assert outcome.error().where == str(token.parent)
+    assert type(outcome.result) is StorageError
+    assert "does not see the comparison's files" in outcome.result.message
+    assert outcome.result.where == str(token.parent)
 
 
 def test_a_machine_that_does_not_have_the_working_directory_is_told(token):
     outcome = cluster._carry_out(tell_where, token.parent / "nowhere", token)
-    assert outcome.kind is StorageError
+    assert type(outcome.result) is StorageError
 
 
 def test_a_machine_with_other_versions_is_told(token):
     token.write_text("distillab 0.0.1 with torch 1.0")
     outcome = cluster._carry_out(tell_where, Path.cwd(), token)
-    assert outcome.kind is ConfigError
-    assert "distillab 0.0.1 with torch 1.0" in outcome.error().message
+    assert type(outcome.result) is ConfigError
+    assert "distillab 0.0.1 with torch 1.0" in outcome.result.message
 
 
 @pytest.fixture(scope="module")
