@@ -22,6 +22,7 @@ from distillab.runtime.events import EpochEnded, Note, StageEnded, StageStarted,
 from distillab.runtime.run_dir import RunDir
 from distillab.scene import Scene
 from distillab.training.checkpoint import CheckpointDir, read_checkpoint
+from distillab.training.watch import Watch
 from distillab.verify import Difference, verify
 
 OFTEN = {"minutes": 0.0, "keep": 3}
@@ -341,9 +342,17 @@ def test_a_teacher_that_was_moved_is_no_fault_of_the_run(alone, tmp_path):
     assert words(verification, "replay") == f"the teacher's weights are not there: {alone}"
 
 
-def test_weights_that_validation_chose_are_tested_too(tmp_path):
-    restless = {"optimizer": {"learning_rate": 5}, "schedule": {"name": "constant"}}  # the last epoch is not the best
-    flags = {"output": tmp_path / "run", "training": {"epochs": 6, "batch_size": 16}, **restless}
+def test_weights_that_validation_chose_are_tested_too(tmp_path, monkeypatch):
+    look_after, seen = Watch.look, []
+
+    def first_is_best(self, epoch):
+        found = look_after(self, epoch)
+        seen.append(self.best)
+        self.best = seen[0]
+        return found
+
+    monkeypatch.setattr(Watch, "look", first_is_best)
+    flags = {"output": tmp_path / "run", "training": {"epochs": 3, "batch_size": 16}}
     run_one(resolve_train(tiny.RECIPE, flags), allow_code=True)
     assert verdicts(look(tmp_path / "run"))["student-best.safetensors on the test images"] == "good"
     change_json(tmp_path / "run" / "result.json", lambda content: content["best"]["test"].update(nll=9.0))
