@@ -255,7 +255,7 @@ def check(config: ConfigT, *, given: Values | None = None) -> ConfigT:
         ConfigError: Naming the field.
     """
     optimizer, schedule, training = config.optimizer, config.schedule, config.training
-    if config.views is not None and not any(config.augment.model_dump().values()):
+    if config.views is not None and not config.augment.is_on:
         raise ConfigError(
             "views has no effect: nothing is augmented", where="views", hint="leave it out, or set augment.crop_padding"
         )

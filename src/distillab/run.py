@@ -150,7 +150,7 @@ def _keep(scenes: Sequence[Scene], group: Path | None, resumed: Resumed | None) 
         interval_seconds=60.0 * settings.minutes,
         made_by=made,
         observer=first.place.observer,
-        go_on=resume_command(home, allow_code=any(scene.names_code for scene in scenes)),
+        go_on=resume_command(home, allow_code=any(scene.needs_permission for scene in scenes)),
         resumed=checkpoint,
     )
     for scene in scenes:

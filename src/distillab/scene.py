@@ -66,7 +66,7 @@ class Scene:
     trackers: Trackers = field(default_factory=Trackers)
 
     @property
-    def names_code(self) -> bool:
+    def needs_permission(self) -> bool:
         """Whether to go on with the run takes `allow_code`: what was typed by hand is read from its folder then."""
         return self.allow_code or mentions_code(settings_of(self.config))
 
@@ -154,7 +154,7 @@ class Scene:
             self.trackers.epoch(line)
 
         self.place = replace(self.place, record=record, observer=observe)
-        observe(RunStarted(run_dir.path, resume_command(run_dir.path, allow_code=self.names_code)))
+        observe(RunStarted(run_dir.path, resume_command(run_dir.path, allow_code=self.needs_permission)))
         log(Note(self._how()))  # not for the screen: runs that are carried out together would all say it
 
     def _how(self) -> str:

@@ -8,6 +8,7 @@ from distillab.compare.plan import plan_comparison
 from distillab.compare.run import plan_request
 from distillab.errors import ConfigError
 from distillab.runtime.device import cpu_threads
+from distillab.settings import validated
 
 RECIPE = {**tiny.RECIPE, "training": {**tiny.RECIPE["training"], "epochs": 2}}
 
@@ -133,3 +134,10 @@ def test_threads_are_those_that_are_allowed_here(tmp_path):
     with cpu_threads(1):
         plan = plan_request(ComparisonConfig(methods=("st",), seeds=1), RECIPE, {}, tmp_path / "table")
     assert {run.config.threads for run in plan.runs} == {1}
+
+
+@pytest.mark.parametrize("methods", [5, [1, 2], ["st", 3], None])
+def test_methods_that_are_no_words_are_refused(methods):
+    with pytest.raises(ConfigError) as caught:
+        validated(ComparisonConfig, {"methods": methods})
+    assert caught.value.where.startswith("methods")

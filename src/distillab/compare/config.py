@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field, field_validator
 
 from distillab.settings import Section
@@ -30,9 +28,9 @@ class ComparisonConfig(Section):
         description="Tune each row, the student alone as well, in so many trials on validation images (extra: tune).",
     )
 
-    @field_validator("methods", "axis", mode="before")
+    @field_validator("methods", "axis")
     @classmethod
-    def _parted(cls, words: Sequence[str]) -> tuple[str, ...]:
+    def _parted(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         """`st,mbd-soft` and `st mbd-soft` are the same; an axis holds commas of its own."""
         return tuple(part for word in words for part in ([word] if "=" in word else word.split(",")) if part)
 

@@ -11,7 +11,6 @@ from distillab.compare.conduct import Expected, check_finished, is_complete
 from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
 from distillab.config import AnyConfig, DistillConfig, to_toml
-from distillab.data.config import AugmentConfig
 from distillab.preview import preview_together
 from distillab.runtime.device import choose_compute
 from distillab.runtime.events import silent
@@ -145,7 +144,7 @@ class _Costs:
         if self._data is None:  # nothing is left to do
             return 0
         config = plan.runs[0].config
-        is_augmented = config.augment != AugmentConfig()
+        is_augmented = config.augment.is_on
         train = (config.views or (0 if is_augmented else 1)) * self._data["train"]
         test = self._data["test"]
         seeds = len({run.seed for run in plan.runs}) if is_augmented else 1  # other seeds, other views

@@ -40,3 +40,8 @@ class AugmentConfig(Section):
     cutmix: float = Field(
         0.0, ge=0.0, le=10.0, description="CutMix: alpha of the Beta(alpha, alpha) it cuts by; 0 is off."
     )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed: else every view of an image is the same."""
+        return any(self.model_dump().values())  # every change is off at zero

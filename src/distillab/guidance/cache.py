@@ -67,7 +67,7 @@ class CacheKey:
     @cached_property
     def augmented(self) -> bool:
         """Whether images change from view to view."""
-        return any(self.augment.model_dump().values())  # every change is off at zero
+        return self.augment.is_on
 
     @cached_property
     def parts(self) -> dict[str, Any]:
