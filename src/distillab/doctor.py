@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distillab import __version__
-from distillab.runtime.device import choose_compute, has_fast_bfloat16
+from distillab.runtime.device import choose_compute, has_fast_bfloat16, usable_cores
 from distillab.runtime.rates import convolution_rate, copy_rate, matmul_rate
 from distillab.runtime.run_dir import RUNS, device_name
 
@@ -55,7 +55,7 @@ def _cpu() -> dict[str, Any]:
     return {
         "model": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "torch_uses": torch.backends.cpu.get_cpu_capability(),
         "instructions": [name for name in _INSTRUCTIONS if name in flags],

@@ -112,6 +112,11 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path, notes, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_images_are_stored_where_the_system_cannot_reserve_room(tmp_path, notes, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate")
+    assert open_stored(tmp_path / "toy", Maker().source, observer=notes).train.images.any()
+
+
 def test_a_place_that_is_a_file_is_an_error(tmp_path, notes):
     (tmp_path / "data").write_text("")
     with pytest.raises(StorageError):

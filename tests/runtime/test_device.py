@@ -31,6 +31,12 @@ def test_a_device_that_is_not_there_is_refused(name):
     assert caught.value.where == "device"
 
 
+def test_a_process_counts_the_cores_that_it_may_use(monkeypatch):
+    assert device.usable_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert device.usable_cores() == os.cpu_count()
+
+
 def test_precision_follows_the_hardware_unless_told():
     cpu = torch.device("cpu")
     auto = choose_compute("cpu", "auto").autocast_dtype

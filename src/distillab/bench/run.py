@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from distillab.bench.trace import check_trace_path, count_launches, write_trace
 from distillab.bench.workload import IMAGE_SIZE, build, open_images
 from distillab.data.dataset import Dataset
 from distillab.models.catalog import MODELS
-from distillab.runtime.device import Compute, choose_compute, choose_execution, computing
+from distillab.runtime.device import Compute, choose_compute, choose_execution, computing, usable_cores
 from distillab.runtime.events import Note, Observer, silent
 from distillab.runtime.reproducibility import isolated_generators
 from distillab.runtime.run_dir import environment
@@ -120,7 +119,7 @@ class _Bench:
 
     def choose_workers(self, case: Case) -> None:
         """Give the classic loop as many workers as it is faster with: none or two."""
-        if len(os.sched_getaffinity(0)) > 1:
+        if usable_cores() > 1:
             with contextlib.ExitStack() as stack:
                 self.num_workers = self._faster_workers(self._classic(case, stack))
         self._observer(Note(f"the classic loop is given {self.num_workers} data workers"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distillab.errors import DataError
+from distillab.runtime.device import usable_cores
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -38,7 +38,7 @@ def decode_images(paths: Sequence[Path | str], images: NDArray[np.uint8]) -> Non
         for position in range(start, min(start + _FILES_PER_TASK, len(paths))):
             images[position] = decode_image(paths[position], images.shape[1])
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
         # What Pillow warns of is either read all the same, such as damaged EXIF, or refused below: too many pixels.
         warnings.simplefilter("ignore")
         tasks = [pool.submit(decode, start) for start in range(0, len(paths), _FILES_PER_TASK)]

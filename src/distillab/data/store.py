@@ -156,8 +156,9 @@ def _build(folder: Path, source: Source) -> None:
 
 def _reserve(path: Path) -> None:
     # Writing through a map of a file with holes kills the process when the disk is full; this fails with an error.
-    with path.open("r+b") as stream:
-        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # Linux; elsewhere a full disk is found out the hard way
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 @contextlib.contextmanager
