@@ -159,10 +159,11 @@ def estimate_tables(todo: Mapping[str, Any]) -> list[Table | str]:
     how = (
         "one after another, less side by side as they will go" if todo["side_by_side"] else "if nothing else runs here"
     )
-    logits = f", and {todo['cache_bytes'] / 2**20:,.0f} MiB for the logits of teachers" if todo["cache_bytes"] else ""
+    logits_mib = round(todo["cache_bytes"] / 2**20)
     return [
         Table(columns, rows),
         f"{todo['runs_left']} of {todo['runs']} runs are left: about {duration(todo['seconds'])} {how},"
         f" {duration(todo['teacher_seconds'])} of it to ask the teacher, and up to"
-        f" {todo['bytes'] / 2**20:,.0f} MiB of disk{logits}",
+        f" {todo['bytes'] / 2**20:,.0f} MiB of disk"
+        + (f", and {logits_mib:,} MiB for the logits of teachers" if logits_mib else ""),
     ]
