@@ -425,15 +425,18 @@ def test_a_step_on_a_gpu_never_waits(name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", sorted(PLANS))
 def test_on_a_gpu_recorded_and_compiled_steps_go_the_same_way_as_eager_ones(name, optimizer, execution):
-    found = {}
+    found, judged = {}, {}
     for way in ("eager", execution):
         work = on_a_gpu(name, way, optimizer={"name": optimizer, "learning_rate": 0.01}, **BUSY)
         notes = []
         work = replace(work, place=replace(work.place, observer=notes.append))
         outcome = carry_out(work)
         assert not [event for event in notes if isinstance(event, Note) and "eagerly" in event.text]
-        found[way] = [record["loss"] for record in outcome["student"].stages[-1].history]
+        history = outcome["student"].stages[-1].history
+        found[way] = [record["loss"] for record in history]
+        judged[way] = [record["validation_loss"] for record in history]
     assert found["eager"] == pytest.approx(found[execution], rel=1e-3)
+    assert judged["eager"] == pytest.approx(judged[execution], rel=1e-2)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -230,6 +231,10 @@ def open_scenes(configs: Sequence[AnyConfig], observer: Observer, *, allow_code:
     for config in configs:
         if config.output is not None:
             check_free(config.output)
+    if compute.device.type == "cuda":
+        # What earlier runs left in cycles holds memory of the device, and Python collects by its own memory only.
+        gc.collect()
+        torch.cuda.empty_cache()
     image_size = run_image_size(first)
     for config in configs[1:]:
         _check_shared("image_size", image_size, run_image_size(config))

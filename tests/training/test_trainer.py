@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ import tiny
 from distillab.config import regime_of, resolve_distill
 from distillab.data.loader import LoaderBatches
 from distillab.errors import NonFiniteLossError
+from distillab.evaluation.evaluate import Evaluator, collect_logits
 from distillab.feeding import build_feed
 from distillab.models.catalog import build_model
 from distillab.preparation import Workplace, baseline_stage
@@ -25,6 +28,7 @@ from distillab.training.averaging import (
     recalibrated,
     recalibrated_inside,
 )
+from distillab.training.stage_run import StageRun
 from distillab.training.step import Tally
 from distillab.training.step_time import seconds_per_step
 from one_stage import fit
@@ -235,6 +239,48 @@ def test_statistics_are_anew_inside_only():
     assert model.training
     recalibrate_batchnorm(model, (batch.images for batch in feed.training.epoch(0)), COMPUTE)
     assert all(torch.equal(inside[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_recording_sees_the_statistics_inside_and_the_old_ones_afterwards():
+    compute = choose_compute("cuda", "float32")
+    config = resolve_distill(tiny.RECIPE, {})
+    feed, regime = build_feed(config, tiny.dataset(), tiny.SIZE, compute), regime_of(config)
+    model = compute.take(build_model("tiny:build", 3, image_size=tiny.SIZE)).train()
+    evaluator = Evaluator(model, feed.validation, captured=True)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        left = evaluator.logits()[0]
+        for mode in ("default", "error"):  # the first chooses kernels
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                with recalibrated_inside(model, feed.training, regime, compute):
+                    inside = evaluator.logits()[0]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        with recalibrated_inside(model, feed.training, regime, compute):
+            expected = collect_logits(model, feed.validation)[0]
+    torch.testing.assert_close(inside, expected, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(left, inside, atol=1e-2)
+    torch.testing.assert_close(evaluator.logits()[0], left)
+
+
+def test_a_stage_that_is_over_waits_for_no_collector(monkeypatch):
+    """On a GPU it holds recordings and moments, and Python does not collect for want of the device's memory."""
+    stages = []
+    begin = StageRun.__init__
+
+    def begun(self, *stage, **more):
+        stages.append(weakref.ref(self))
+        begin(self, *stage, **more)
+
+    monkeypatch.setattr(StageRun, "__init__", begun)
+    gc.collect()
+    gc.disable()
+    try:
+        train(*ready())
+        assert [stage() for stage in stages] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_loader_is_not_asked_for_more_epochs_than_there_are():

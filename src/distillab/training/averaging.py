@@ -19,7 +19,7 @@ from distillab.training.state import tensors_of
 STATISTICS_IMAGES = 4096
 """Images at most that BatchNorm statistics are re-estimated on, rounded up to whole batches."""
 
-_SHARE_BETWEEN_EPOCHS = 0.1  # of the images, which costs a thirtieth of an epoch
+_SHARE_BETWEEN_EPOCHS = 0.1  # of the images, which costs a thirtieth of an epoch by its operations
 _FEWEST_BETWEEN_EPOCHS, _MOST_BETWEEN_EPOCHS = 128, 1024
 
 

@@ -157,9 +157,10 @@ class LaneRun:
             load_tensors(tensors_of(self.lane.model), saved["model"], what="a trained model")
 
     def close(self) -> None:
-        """Put models back to what they were, however it ended."""
-        if self.run is not None:
-            self.run.release()
+        """Put models back to what they were, however it ended, and let a stage that has not ended well go."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.release()
 
     def _ends_before(self, run: StageRun, epoch: int) -> bool:
         return epoch >= run.stage.first_epoch + run.stage.epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class StageRun:
         self._watch = Watch(
             evaluator,
             self._judged,
-            lambda: recalibrated_inside(self._judged, feed.training, regime, compute),
+            partial(recalibrated_inside, self._judged, feed.training, regime, compute),
             patience=regime.training.early_stop_patience,
         )
         self._history: list[Mapping[str, float]] = []
