@@ -136,6 +136,21 @@ def test_each_row_says_how_it_is_made_again(tmp_path: Path) -> None:
         assert any(words in line for line in lines[2:]), words
 
 
+def test_settings_that_all_rows_share_are_told_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", settings={"training": {"epochs": 7}})
+    write_run(tmp_path / "st", "st", settings={"training": {"epochs": 8}})
+    shared, *rows = [block for block in section(report_on(tmp_path), "reproduce").blocks if isinstance(block, Listing)]
+    assert shared.title == "Settings that all rows share"
+    assert all(line.startswith("# ") for line in shared.text.splitlines())
+    assert "#   batch_size = " in shared.text
+    assert "epochs = 7" not in shared.text
+    told = {row.title.partition(":")[0]: row.text.splitlines() for row in rows}
+    for name, epochs in (("alone", 7), ("st", 8)):
+        (lines,) = [lines for title, lines in told.items() if title.startswith(name)]
+        assert lines[lines.index("#   [training]") + 1] == f"#   epochs = {epochs}"
+        assert not any("batch_size" in line for line in lines)
+
+
 @pytest.mark.parametrize("name", ["run; touch canary", "$(id)", "run\nmkdir canary", "--help", "it's", "# no comment"])
 def test_what_is_pasted_into_a_shell_is_one_command_whatever_names_say(name: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / name, "alone")
