@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from distillab.report.analysis import MOST_MODELS, models_looked_at
-from distillab.report.collect import collect
+from distillab.report.charts import series_of
+from distillab.report.collect import Variant, collect
 from distillab.report.document import Chart, Document, Figures, Listing, Section
 from distillab.report.sections import build_document
 from distillab.tables import Table
@@ -134,6 +135,18 @@ def test_each_row_says_how_it_is_made_again(tmp_path: Path) -> None:
         'method = "st"',
     ):
         assert any(words in line for line in lines[2:]), words
+
+
+def test_no_two_of_many_methods_look_alike() -> None:
+    looks = [(one.colour, one.marker) for one in series_of([Variant(f"m{n}", "distilled", ()) for n in range(60)])]
+    assert len(set(looks)) == len(looks)
+
+
+def test_one_run_a_row_has_neither_ranks_nor_verdicts(tmp_path: Path) -> None:
+    for name in ("alone", "st", "takd"):
+        write_run(tmp_path / name, name)
+    tables = [block.table for block in section(report_on(tmp_path), "results").blocks if isinstance(block, Figures)]
+    assert {"rank", "shown"}.isdisjoint(column.title for table in tables for column in table.columns)
 
 
 def test_settings_that_all_rows_share_are_told_once(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from distillab.report.drawing import (
     short,
     themed,
 )
-from distillab.tables import Column, Table, number, percent
+from distillab.tables import Column, Table, interval, number, percent, points
 
 HALF, THIRD = 340, 250
 """Widths of panels of which two or three stand beside each other, in points."""
@@ -49,7 +49,7 @@ def series_of(variants: Sequence[Variant]) -> tuple[Series, ...]:
     for position, variant in enumerate(variants):
         if variant.place == "distilled":
             number, table = methods.index(variant.method or variant.name), tables.index(variant.table)
-            marker = MARKERS[(number + table) % len(MARKERS)]
+            marker = MARKERS[(number + number // NUM_HUES + table) % len(MARKERS)]  # hues that come again: other shapes
             dashes = _DASHES[(number // NUM_HUES + table) % len(_DASHES)]
             look = (hue(number), f"hue-{number % NUM_HUES}", marker, _GLYPHS[marker], dashes)
         elif variant.place == "alone":
@@ -69,33 +69,32 @@ def accuracy_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
         reference=_alone(rows), lighter=lambda row: several and row["interval_over"] == "images",
     )]  # fmt: skip
     versus = [(row["versus_alone"] or {}) for row in rows]
-    told = "Points are means, bars 95 % intervals" + (
-        "; the dotted line is the student alone. " if _alone(rows) else ". "
-    )
+    told = "Marks are means over seeds" if several else "Each mark is a single run"
+    told += ", bars 95 % intervals" + ("; the dotted line is the student alone. " if _alone(rows) else ". ")
     if any(one.get("interval") for one in versus):
         panels.append(intervals(
-            "versus-alone", "Points more than the student alone", rows, series,
+            "versus-alone", "Difference to the student alone, points", rows, series,
             lambda row: ((row["versus_alone"] or {}).get("difference"), (row["versus_alone"] or {}).get("interval")),
             reference=0.0, signed=True,
             hollow=lambda row: (row["versus_alone"] or {}).get("verdict") == "no difference shown",
         ))  # fmt: skip
-        told += "Differences are paired by seed; a hollow point is one that is not shown to differ from none. "
+        told += "Differences are paired by seed; a hollow mark is one that is not shown to differ from zero. "
     if several and any(row["num_seeds"] == 1 for row in rows):
-        told += "A row with one seed has a broken bar: the interval of one run on its test images."
+        told += "A row with one seed has a dotted bar: the interval of one run on its test images."
     elif not several:
-        told += "Each row is one run, and its interval that of these test images."
+        told += "Intervals say what other test images could change; the spread over seeds is not in them."
     numbers = Table(
         (
             Column("method"),
-            *(Column(head, numeric=True) for head in ("top-1 %", "low", "high", "difference", "low", "high")),
+            *(Column(head, numeric=True) for head in ("top-1 %", "95 % interval", "versus alone", "its interval")),
         ),
         tuple(
             (
                 row["method"],
-                percent(row["top1_mean"]),
-                *_bounds(row["top1_interval"]),
-                percent(difference.get("difference")),
-                *_bounds(difference.get("interval")),
+                points(row["top1_mean"]),
+                interval(row["top1_interval"]),
+                points(difference.get("difference"), signed=True),
+                interval(difference.get("interval"), signed=True),
             )
             for row, difference in zip(rows, versus, strict=True)
         ),
@@ -170,9 +169,9 @@ def _bounds(interval: Sequence[float] | None) -> tuple[str, str]:
 
 
 _COSTS = (
-    ("parameters", "Parameters, millions", 1e-6),
+    ("parameters", "parameters, millions", 1e-6),
     ("macs", "MACs an image, millions", 1e-6),
-    ("latency_seconds", "Time an image, ms", 1e3),
+    ("latency_seconds", "time an image, ms", 1e3),
 )
 
 
@@ -181,16 +180,16 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     """Accuracy against what a model costs, with the rows that no other row beats in both."""
     panels = []
     for key, title, scale in _COSTS:
-        points = [(scale * row[key], 100 * row["top1_mean"], n) for n, row in enumerate(rows) if row[key]]
-        if points:
-            panels.append(_against_cost(f"cost-{key.partition('_')[0]}", title, points, series))
+        known = [(scale * row[key], 100 * row["top1_mean"], n) for n, row in enumerate(rows) if row[key]]
+        if known:
+            panels.append(_against_cost(f"cost-{key.partition('_')[0]}", title, known, series))
     heads = ("top-1 %", "parameters M", "MACs M", "ms an image")
     return Chart(
         "cost",
         "Accuracy and cost",
-        "Test top-1 in percent, upwards, against what an image costs. The dotted line goes through the rows that no "
-        "cheaper row equals (the Pareto front). MACs are multiply-accumulates; time is that of one image at a time on "
-        "the machine that trained.",
+        "Test top-1 against what a model costs: its size, and its work and time for an image. The dotted line goes "
+        "through the rows that no cheaper row equals (the Pareto front). MACs are multiply-accumulates; time is that "
+        "of one image at a time on the machine that trained.",
         tuple(panels),
         Table(
             (Column("method"), Column("model"), *(Column(head, numeric=True) for head in heads)),
@@ -207,9 +206,9 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     )
 
 
-def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> Panel:
+def _against_cost(name: str, cost: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> Panel:
     """Points (cost, top-1 in percent, number of the row), each with its name beside it where there is room for all."""
-    drawing = Drawing(THIRD, 210, left=26, bottom=22, grid="both")
+    drawing = Drawing(THIRD, 222, left=26, bottom=34, grid="both")
     axes = drawing.axes
     best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
     axes.step(sorted(x for x, _, _ in points), best, where="post", color=MUTED, linewidth=1.0, linestyle=":")
@@ -218,11 +217,11 @@ def _against_cost(name: str, title: str, points: Sequence[tuple[float, float, in
         (point,) = axes.plot([x], [y], look.marker, color=look.colour)
         drawing.tag(point, series=look.number, tip=f"{look.name}: {y:.1f} % at {x:.3g}")
     axes.margins(y=0.1)
-    axes.set(xlim=(0, 1.08 * max(x for x, _, _ in points)), ylim=axes.get_ylim())
+    axes.set(xlim=(0, 1.08 * max(x for x, _, _ in points)), ylim=axes.get_ylim(), xlabel=cost)
     axes.locator_params(nbins=5)
     if len(points) <= MOST_END_LABELS:
         _labels_beside(drawing, points, series)
-    return drawing.panel(title, name=name, label=f"top-1 against {title.lower()}")
+    return drawing.panel("Test top-1, %", name=name, label=f"against {cost}; the numbers are below")
 
 
 def _labels_beside(drawing: Drawing, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> None:

@@ -97,8 +97,8 @@ def _chart_of_curves(panels: Sequence[Panel], lines: Sequence[tuple[str, str, li
     return Chart(
         "curves",
         "Learning curves",
-        "Means over seeds. Stages of one student follow each other; a hint stage has no accuracy of its own, and "
-        "losses of different methods do not compare."
+        "Means over seeds, where there are several. Stages of one student follow each other; a hint stage has no "
+        "accuracy, and losses of different methods cannot be compared."
         + (" The first epochs may lie outside the axes." if longest >= _FEWEST_EPOCHS_CROPPED else ""),
         tuple(panels),
         Table(

@@ -42,15 +42,16 @@ def reliability_chart(analysis: Analysis, series: Sequence[Series]) -> Chart:
     panels = [_reliability(look, series[n]) for n, look in _numbered(analysis, series)]
     heads = ("ECE %", "ECE % at temperature", "temperature")
     mended = (
-        f"Rings are the same at a temperature fitted on {analysis.num_held_out:,} images that neither trained nor test."
+        f"Rings, and the ECE after the arrow, are at a temperature fitted on {analysis.num_held_out:,} images that "
+        "neither trained nor test."
         if analysis.num_held_out
         else "No images were held out, so no temperature could be fitted; it is never fitted on test images."
     )
     return Chart(
         "reliability",
         "Calibration",
-        "How often answers of a confidence are right; the larger a point, the more images. On the diagonal a model is "
-        f"as sure as it is right, below it too sure. {mended}",
+        "How often a model is right when it is so sure; the larger a dot, the more images. On the diagonal it is as "
+        f"sure as it is right, below it too sure; the mean distance is the expected calibration error (ECE). {mended}",
         tuple(panels),
         Table(
             (Column("method"), *(Column(head, numeric=True) for head in heads)),
@@ -73,7 +74,7 @@ def _numbered(analysis: Analysis, series: Sequence[Series]) -> list[tuple[int, L
 
 
 def _reliability(look: Look, one: Series) -> Panel:
-    drawing = Drawing(_SQUARE, _SQUARE, grid="", **_SQUARE_MARGINS)
+    drawing = Drawing(_SQUARE, _SQUARE, grid="", **_SQUARE_MARGINS | {"left": 34.0})
     axes = drawing.axes
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=":")
     _points(drawing, look.calibration, color=one.colour, markeredgewidth=0, alpha=0.75)
@@ -83,7 +84,9 @@ def _reliability(look: Look, one: Series) -> Panel:
         after += f" → {percent(look.mended.ece)} %"
     told = axes.annotate(after, (1, 0), (-3, 6), xycoords="axes fraction", textcoords="offset points", ha="right")
     drawing.tag(told, emphatic=True)
-    axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100), xlabel="confidence, %")
+    axes.set(xlim=(0, 104), ylim=(0, 104), xticks=(0, 50, 100), yticks=(0, 50, 100))
+    axes.set(xlabel="confidence, %", ylabel="right, %")
+    axes.yaxis.set_label_coords(-0.17, 0.5)
     return drawing.panel(look.variant.name, name=f"reliability-{one.number}", label=f"reliability diagram; {after}")
 
 
@@ -125,8 +128,9 @@ def confusion_chart(analysis: Analysis, baselines: Mapping[str, Look | None], se
     return Chart(
         "confusion",
         "Confusions, compared with the student alone",
-        "Rows are the right classes, columns the chosen ones. A filled square is a confusion that is made more often, "
-        f"a hollow one less often, the larger the more images. {_key(analysis.classes)}"
+        "Rows are the right classes, columns the chosen ones. A filled square is a confusion that is made more often "
+        "than by the student alone, a hollow one less often; the larger, the more images, in each panel by itself."
+        f"{_key(analysis.classes)}"
         if drawn
         else f"Of {len(analysis.classes)} classes the largest changes are listed.",
         tuple(panels),
@@ -168,7 +172,7 @@ def _key(classes: Sequence[str]) -> str:
     """What the numbers on the axes stand for, where names are too long to stand there."""
     if _are_short(classes):
         return ""
-    return "Classes are " + ", ".join(f"{number} {name}" for number, name in enumerate(classes, start=1)) + "."
+    return " Classes are " + ", ".join(f"{number} {name}" for number, name in enumerate(classes, start=1)) + "."
 
 
 def _confusion(change: NDArray[np.int64], one: Series, classes: Sequence[str]) -> Panel:
@@ -235,9 +239,9 @@ def similarity_chart(analysis: Analysis, series: Sequence[Series]) -> Chart | No
     return Chart(
         "similarity",
         "How alike layers are to the teacher's",
-        f"Linear CKA on {len(analysis.shown):,} test images, 1 where one is the other turned and scaled. "
-        "Each layer is held against the teacher's at the same share of the way from the image to the logits; maps are "
-        "averaged to 4 by 4 places first.",
+        f"Linear CKA of layers' outputs on {len(analysis.shown):,} test images: 1 where one is the other rotated and "
+        "scaled. Each layer is held against the teacher's at the same relative depth; feature maps are averaged to "
+        "4 by 4 places first.",
         (panel,),
         Table(
             (Column("method"), Column("layer"), Column("teacher's layer"), Column("CKA", numeric=True)),
@@ -267,7 +271,8 @@ def embedding_chart(analysis: Analysis, series: Sequence[Series]) -> Chart:
         "embedding",
         "The last features in two dimensions",
         f"{len(labels):,} test images by the first two principal components of the features before the classifier. "
-        f"{coloured}{named}; a cross is an image that the model gets wrong. Axes of different models do not compare.",
+        f"{coloured}{named}; a cross is an image that the model gets wrong. Axes of different models cannot be "
+        "compared.",
         tuple(panels),
         Table(
             (

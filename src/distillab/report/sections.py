@@ -152,22 +152,25 @@ def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:
     """What the seeds show, and what else is known of the rows; a column without a value is left out."""
     several = any(row["num_seeds"] > 1 for row in rows)
     over = "over seeds where there are several, else of one run on its test images"
+    paired = any((row["versus_alone"] or {}).get("interval") for row in rows)
+    versus = " Differences are in points, paired by seed; p is corrected for all methods (Holm)." if paired else ""
     shown = (
         *("method", "model", "seeds", "teachers", "top1", "std", "interval"),
         *("versus_alone", "alone_interval", "alone_p_value"),
     )
-    known = ("method", "rank", "nll", "ece", "agreement", "parameters", "seconds", "gain")
+    known = ("method", *(["rank"] if several else []), "nll", "ece", "agreement", "parameters", "seconds", "gain")
     every = tuple(range(len(rows)))
     against_st = tuple(n for n, row in enumerate(rows) if row["versus_st"])
     tables: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = [
-        (f"All rows. Intervals, of 95 %, are {over}.", (*shown, "alone_shown") if several else shown, every)
+        (f"All rows. Intervals, of 95 %, are {over}.{versus}", (*shown, "alone_shown") if several else shown, every)
     ]
     if against_st:
-        held = ("method", "versus_st", "st_interval", "st_p_value", "st_shown")
-        tables.append(("The same differences to st, soft targets.", held, against_st))
+        held = ("method", "versus_st", "st_interval", "st_p_value", *(["st_shown"] if several else []))
+        tables.append(("Differences to st, soft targets, instead of the student alone.", held, against_st))
     told = "loss and calibration on the test images, agreement with the teacher, seconds of training"
+    ranks = "ranks that the tests leave open, " if several else ""
     gain = ", points gained a minute longer than the student alone" if several else ""
-    tables.append((f"What else is known of them: {told}{gain}.", known, every))
+    tables.append((f"What else is known of them: {ranks}{told}{gain}.", known, every))
     return [
         Figures(caption, rows_table([rows[n] for n in chosen], columns), chosen) for caption, columns, chosen in tables
     ]

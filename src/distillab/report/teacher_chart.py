@@ -60,9 +60,9 @@ def teacher_chart(beside: Beside, rows: Sequence[Mapping[str, Any]], series: Seq
         for n, runs in beside.items()
     ]
     heads = {
-        "wrong": "Top-1 where it is wrong, %",
-        "right": "Top-1 where it is right, %",
-        "agreement": "Chooses as it does, %",
+        "wrong": "Top-1 where the teacher is wrong, %",
+        "right": "Top-1 where the teacher is right, %",
+        "agreement": "Agreement with the teacher, %",
     }
     told = [key for key in heads if any(row[key][0] is not None for row in shares)]
     width = THIRD if len(told) > 2 else HALF
@@ -71,16 +71,20 @@ def teacher_chart(beside: Beside, rows: Sequence[Mapping[str, Any]], series: Seq
         for key in told
     ]
     errors = " or ".join(f"{count:,}" for count in sorted({one.num_wrong for runs in beside.values() for one in runs}))
-    columns = ("where wrong %", "versus alone", "its interval", "p (Holm)", "where right %", "agreement %")
+    columns = (
+        *("top-1 % where wrong", "versus alone", "its interval", "p (Holm)"),
+        *("top-1 % where right", "agreement %", "KL from the teacher, nats"),
+    )
     found = _versus_alone(beside, rows)
     return Chart(
         "teacher",
         "Where the teacher is wrong, and where it is right",
-        f"The teacher errs on {errors} test images; to lose less there is what merit-based methods claim. "
-        "Points are means over seeds, bars 95 % intervals; of a single run those of its images.",
+        f"The teacher errs on {errors} test images; merit-based methods (mbd) claim that they lose less there. Marks "
+        "are means over seeds, bars 95 % intervals; of a single run they are over these images. Agreement is the share "
+        "of all test images for which both choose the same class, right or wrong.",
         tuple(panels),
         Table(
-            (Column("method"), *(Column(head, numeric=True) for head in (*columns, "divergence, nats"))),
+            (Column("method"), *(Column(head, numeric=True) for head in columns)),
             tuple(_cells(rows[n], share, found.get(n)) for n, share in zip(beside, shares, strict=True)),
         ),
     )
