@@ -129,7 +129,7 @@ def test_no_common_seed_gives_no_difference_at_all():
     assert found.points_per_extra_minute is None
 
 
-@pytest.mark.parametrize("gain", [0.0, 0.0279])
+@pytest.mark.parametrize("gain", [0.0, 0.0279, 0.00001])
 def test_equal_differences_are_an_accident_and_no_certainty(gain):
     # In floats these differences are equal only up to rounding, which a t test would take for a tiny spread.
     alone = (0.9, 0.7, 0.4, 0.35, 0.61)
@@ -250,6 +250,17 @@ def test_the_gain_is_told_by_the_minute_that_it_costs():
 def test_a_method_that_takes_no_longer_has_no_gain_by_the_minute(seconds):
     runs = table(alone=ALONE) | table(seconds=seconds, st=BETTER)
     assert difference(runs).points_per_extra_minute is None
+
+
+def test_a_tenth_of_the_baselines_time_and_a_second_are_the_least_that_is_longer():
+    def gain(alone, seconds):
+        runs = table(seconds=alone, alone=ALONE) | table(seconds=seconds, st=BETTER)
+        return difference(runs).points_per_extra_minute
+
+    assert gain(60.0, 65.9) is None
+    assert gain(60.0, 66.1) == pytest.approx(2 / 6.1 * 60), "it is not a tenth of its own time"
+    assert gain(2.0, 2.9) is None
+    assert gain(2.0, 3.1) == pytest.approx(2 / 1.1 * 60)
 
 
 def test_a_difference_that_is_not_shown_has_no_gain_by_the_minute():
@@ -505,3 +516,25 @@ def test_one_wild_method_does_not_hide_what_the_others_could_have_shown():
     runs = table(alone=(0.90, 0.91, 0.92, 0.90, 0.91), mbd_hard=steady, fitnet=wild)
     line = next(line for line in sentences(compare(runs)) if line.startswith("No difference"))
     assert re.search(r"must be about 0\.\d\d \(mbd-hard\) to \d\d\.\d\d \(fitnet\) points", line)
+
+
+def test_a_difference_that_no_accuracies_can_have_is_told_as_more_than_100_points():
+    runs = table(alone=(0.2, 0.3), mbd_hard=(0.201, 0.302), fitnet=(0.1, 0.6))
+    line = next(line for line in sentences(compare(runs)) if line.startswith("No difference"))
+    assert re.search(r"must be about \d\.\d\d \(mbd-hard\) to more than 100 \(fitnet\) points", line)
+
+
+def test_of_rows_with_several_numbers_of_seeds_the_most_are_told():
+    runs = table(alone=(0.90, 0.91, 0.92), takd=(0.90, 0.92, None), fitnet=(0.92, 0.90, 0.93), multi=(0.91, None, None))
+    assert sentences(compare(runs))[0] == "No method is shown to beat the student alone with 3 seeds."
+
+
+def test_who_is_shown_to_be_worse_than_somebody_is_not_among_those_that_may_be_the_best():
+    runs = table(alone=(0.90, 0.91, 0.92), st=(0.91, 0.93, 0.95), takd=(0.92, 0.932, 0.948))
+    assert compare(runs).ranks == {"alone": (2, 3), "st": (1, 3), "takd": (1, 2)}
+    assert sentences(compare(runs))[-1].endswith("the best may be any of st, takd.")
+
+
+def test_soft_targets_that_are_held_against_the_others_are_not_said_to_be_no_baseline():
+    runs = {**table(alone=(0.9, 0.91), st=(0.9, 0.92)), **{"st, temperature 2": table(st=(0.92, 0.93))["st"]}}
+    assert not any("several settings" in line for line in sentences(compare(runs)))
