@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
+from distillab.config import resolve_distill
 from distillab.errors import CheckpointError, StorageError
 from distillab.report.claims import claims
 from distillab.report.collect import Collection, collect
+from distillab.report.telling_apart import flat_settings
 from distillab.results.rows import Row, counted
 from distillab.results.run_record import read_result
-from made_up_runs import write, write_comparison, write_run
+from made_up_runs import NUM_IMAGES, RECIPE, write, write_comparison, write_run
 
 
 def names(collection: Collection) -> list[str]:
@@ -306,3 +309,141 @@ def test_one_seed_shows_nothing_and_says_what_chance_is(tmp_path: Path) -> None:
 def test_models_alone_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "alone")
     assert said(collect([tmp_path])) == ["1 model trained alone, no distilled student: nothing is compared."]
+
+
+@pytest.mark.parametrize("other", [{"num_samples": 100}, {"top1": 0.945}, {"nll": 0.152}])
+def test_a_model_with_another_number_on_the_test_images_is_not_the_teacher(
+    other: dict[str, float], tmp_path: Path
+) -> None:
+    write_run(tmp_path / "st", "st", teacher_top1=0.95)
+    write_run(tmp_path / "another", "teacher", top1=0.95, result={"test": other})
+    collection = collect([tmp_path])
+    assert [one.first.is_own for one in collection.of("teacher")] == [True, False]
+    assert collection.teacher_of(collection.of("distilled")[0]) is collection.of("teacher")[1]
+
+
+def test_another_machine_may_round_the_teachers_loss_otherwise(tmp_path: Path) -> None:
+    write_run(tmp_path / "st", "st", teacher_top1=0.95)
+    write_run(tmp_path / "moved", "teacher", top1=0.95, result={"test": {"nll": 0.15001}})
+    assert len(collect([tmp_path]).of("teacher")) == 1
+
+
+def test_students_of_several_seeds_tell_of_their_teacher_once(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"st-{seed}", "st", seed=seed)
+    (teacher,) = collect([tmp_path]).of("teacher")
+    assert len(teacher.runs) == 1
+
+
+def test_the_weights_of_a_teacher_lie_in_its_students_run_or_where_that_says(tmp_path: Path) -> None:
+    given = tmp_path / "given.pth"
+    run = write_run(tmp_path / "st", "st", result={"teacher": {"source": str(given)}})
+
+    def told() -> tuple[bool, Path | None]:
+        (teacher,) = collect([run]).of("teacher")
+        return teacher.first.is_own, teacher.first.weights
+
+    assert told() == (False, None)
+    given.touch()
+    assert told() == (False, given)
+    (run / "teacher.safetensors").touch()
+    assert told() == (True, run / "teacher.safetensors")
+
+
+def test_a_teacher_is_held_against_the_first_student_alone_that_there_is(tmp_path: Path) -> None:
+    tables = {"batch size 32": {"alone": 0.8, "st": 0.85}, "batch size 64": {"alone": 0.7, "st": 0.75}}
+    collection = collect([write_comparison(tmp_path / "table", tables)])
+    (teacher,) = collection.of("teacher")
+    assert collection.alone_of(teacher) is collection.of("alone")[0]
+
+
+def test_a_student_alone_that_diverged_is_nobodys_baseline(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
+    for seed in (0, 1):
+        (folder / f"seed-{seed}-0" / "alone" / "result.json").unlink()
+    collection = collect([folder])
+    assert collection.alone_of(collection.of("distilled")[0]) is None
+    assert collection.trio is None
+    assert said(collection) == [
+        "No student alone is among the runs, so they do not show what distillation gains.",
+    ]
+
+
+def test_the_run_that_stands_for_a_row_is_that_of_the_first_seed(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
+    content = json.loads((folder / "results.json").read_text())
+    for row in content["rows"]:
+        row["run_dirs"].reverse()
+    write(folder / "results.json", json.dumps(content))
+    assert [one.first.result.seed for one in collect([folder]).of("distilled")] == [0]
+
+
+def test_what_every_name_says_is_no_setting_in_which_rows_differ(tmp_path: Path) -> None:
+    write_run(tmp_path / "teacher", "teacher", top1=0.95)
+    for method in ("alone", "st", "takd"):
+        write_run(tmp_path / method, method)
+    assert collect([tmp_path]).differing == {}
+
+
+def test_comparisons_in_folders_of_one_name_are_numbered(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        write_comparison(tmp_path / place / "table", {"": {"alone": 0.8, "st": 0.85}})
+    assert [one.table for one in collect([tmp_path]).of("distilled")] == ["table (1)", "table (2)"]
+
+
+def test_settings_have_the_names_of_all_sections_that_they_stand_in() -> None:
+    over = {"optimizer": {"learning_rate": 0.011}, "alone": {"optimizer": {"learning_rate": 0.012}}}
+    flat = flat_settings(resolve_distill(RECIPE, over))
+    assert (flat["optimizer.learning_rate"], flat["alone.optimizer.learning_rate"]) == ("0.011", "0.012")
+
+
+def test_what_chance_leaves_to_a_difference_is_that_of_two_accuracies(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", top1=0.9)
+    write_run(tmp_path / "st", "st", top1=0.91)
+    low, high = stats.binomtest(180, NUM_IMAGES).proportion_ci(method="wilson")
+    chance = 100 * 2**0.5 * (high - low) / 2
+    assert said(collect([tmp_path]))[0].endswith(
+        f"lies within the {chance:.2f} points that 200 test images leave to chance."
+    )
+
+
+def test_a_row_that_diverged_does_not_make_one_seed_of_the_others(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85, "mbd-soft": 0.8}})
+    for seed in (0, 1):
+        (folder / f"seed-{seed}-0" / "mbd-soft" / "result.json").unlink()
+    assert said(collect([folder]))[0] == "No method is shown to beat the student alone with 2 seeds."
+
+
+@pytest.mark.parametrize(
+    ("gains", "headline"),
+    [
+        (
+            {"st": (0.1, -0.1), "takd": (0.2, 0.0)},
+            "The student alone is shown to be beaten in 1 of 2 tables (batch size 32: st, takd).",
+        ),
+        ({"st": (-0.2, -0.1)}, "No method is shown to beat the student alone in any of 2 tables."),
+    ],
+)
+def test_the_headline_counts_the_tables_in_which_anybody_beats_the_student_alone(
+    gains: dict[str, tuple[float, float]], headline: str, tmp_path: Path
+) -> None:
+    for number, batch_size in enumerate((32, 64)):
+        settings = {"training": {"batch_size": batch_size}}
+        for seed in (0, 1, 2):
+            top1 = 0.7 + 0.01 * seed
+            write_run(tmp_path / f"alone-{number}-{seed}", "alone", seed=seed, top1=top1, settings=settings)
+            for method, gain in gains.items():
+                own = top1 + gain[number] + 0.001 * (seed == 1)
+                write_run(tmp_path / f"{method}-{number}-{seed}", method, seed=seed, top1=own, settings=settings)
+    assert said(collect([tmp_path]))[0] == headline
+
+
+def test_what_tuning_has_found_is_told_with_one_seed_too(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "table", {"tuned": {"alone": 0.8, "st": 0.85}})
+    content = json.loads((folder / "results.json").read_text())
+    for row in content["rows"]:
+        row |= {"run_dirs": row["run_dirs"][:1], "tuned": {"optimizer.learning_rate": 0.02}, "trials": 4}
+    write(folder / "results.json", json.dumps(content))
+    lines = said(collect([folder]))
+    assert lines[1].startswith("One seed a row")
+    assert lines[-1] == "tuned: st is trained with optimizer.learning_rate 0.02, the best of 4 trials."
