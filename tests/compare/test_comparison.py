@@ -281,6 +281,7 @@ def test_a_teacher_whose_architecture_is_named_beside_its_file_can_be_come_back_
         request = ComparisonConfig(methods=("st",), seeds=seeds)
         result = run_comparison(request, recipe, {}, output=tmp_path / "table")
     assert {row["num_seeds"] for row in result["rows"]} == {2}
+    assert len(result["teachers"]) == 1
 
 
 def test_a_plan_refuses_what_the_comparison_would(tmp_path):

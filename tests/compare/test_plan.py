@@ -94,14 +94,20 @@ def test_any_other_axis_makes_tables_each_with_its_own_alone(tmp_path):
     [
         ({"methods": ("sst",)}, "did you mean 'st'"),
         ({"axis": ("temperature",)}, "no axis"),
+        ({"axis": ("=1",)}, "no axis"),
         ({"axis": ("optimiser.learning_rate=1",)}, "unknown setting"),
         ({"axis": ("optimizer.learning_rate=-1",)}, "learning_rate"),
         ({"axis": ("training.stage_epochs=each",)}, "more epochs"),
         ({"axis": ("distill.temprature=1,2",)}, "did you mean 'temperature'"),
         ({"axis": ("teacher=tiny:build,tiny:build_wide",)}, "one for all rows"),
         ({"axis": ("split.train_limit=8,16",)}, "one for all rows"),
+        ({"axis": ("data=digits,tiny:dataset",)}, "one for all rows"),
+        ({"axis": ("alone.optimizer.learning_rate=0.1,0.2",)}, "one for all rows"),
+        ({"axis": ("optimiser.of.whom=1",)}, "unknown setting 'optimiser.of.whom'"),
+        ({"axis": ("optimizer.momentum.start=1",)}, "unknown setting 'optimizer.momentum.start'"),
         ({"axis": ("seed=1,2",)}, "one for all rows"),
         ({"axis": ("optimizer.momentum=0.8,0.8",)}, "a value twice"),
+        ({"axis": ("optimizer.momentum=0.8,0.9,0.8",)}, "a value twice"),
         ({"axis": ("optimizer.momentum=0.8", "optimizer.momentum=0.9")}, "is there twice"),
         ({"axis": ("checkpoint.minutes=1,2",)}, "changes no result"),
         ({"axis": ("cache-gib=0,4",)}, "changes no result"),
@@ -141,3 +147,60 @@ def test_methods_that_are_no_words_are_refused(methods):
     with pytest.raises(ConfigError) as caught:
         validated(ComparisonConfig, {"methods": methods})
     assert caught.value.where.startswith("methods")
+
+
+def test_a_method_that_is_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="named twice"):
+        validated(ComparisonConfig, {"methods": ["st", "takd", "st"]})
+
+
+def test_seeds_are_counted_from_that_of_the_recipe_and_those_of_teachers_too(tmp_path):
+    plan = plan_of(tmp_path, flags={"seed": 7}, methods=("st",), seeds=2, teacher_seeds=2)
+    homes = [tmp_path / f"teacher-{seed}" for seed in (7, 8)]
+    assert [(teacher.seed, teacher.output) for teacher in plan.teachers] == [
+        (7, homes[0] / "teacher"),
+        (8, homes[1] / "teacher"),
+    ]
+    taught = [run for run in plan.runs if run.row == "st"]
+    assert [(run.teacher, run.seed, run.config.seed) for run in taught] == [(0, 7, 7), (0, 8, 8), (1, 7, 7), (1, 8, 8)]
+    assert [run.config.teacher for run in taught] == [str(home / "teacher") for home in homes for _ in range(2)]
+    assert [run.folder for run in taught] == [home / f"seed-{seed}" / "st" for home in homes for seed in (7, 8)]
+
+
+def test_one_teacher_that_is_given_is_not_several(tmp_path):
+    (tmp_path / "given.pth").touch()
+    with pytest.raises(ConfigError, match="one teacher is given") as caught:
+        plan_of(tmp_path, flags={"teacher": str(tmp_path / "given.pth")}, teacher_seeds=2)
+    assert caught.value.where == "teacher_seeds"
+
+
+@pytest.mark.parametrize(("name", "instead"), [("method", "--methods"), ("output", "--output")])
+def test_what_a_comparison_asks_for_in_words_of_its_own_is_no_setting_of_it(tmp_path, name, instead):
+    with pytest.raises(ConfigError, match="no setting of a comparison") as caught:
+        plan_of(tmp_path, flags={name: "st"})
+    assert (caught.value.where, caught.value.hint) == (name, f"use {instead}")
+    assert plan_of(tmp_path, recipe={**RECIPE, "method": "takd"}, methods=("st",)).rows == (("", "alone"), ("", "st"))
+
+
+def test_settings_of_models_alone_count_for_teachers_also_where_they_are_typed(tmp_path):
+    plan = plan_of(tmp_path, flags={"alone": {"optimizer": {"learning_rate": 0.5}}}, methods=("st",), seeds=1)
+    assert {run.config.optimizer.learning_rate for run in plan.runs} == {RECIPE["optimizer"]["learning_rate"]}
+    assert [teacher.optimizer.learning_rate for teacher in plan.teachers] == [0.5]
+
+
+def test_sixteen_students_at_most_are_trained_together(tmp_path):
+    values = ",".join(map(str, range(1, 21)))
+    plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=(f"distill.temperature={values}",))
+    assert [len(group.runs) for group in plan.groups] == [16, 5]
+    assert [group.folder for group in plan.groups] == [tmp_path / "seed-0-1", tmp_path / "seed-0-2"]
+    assert all(run.folder.parent == group.folder for group in plan.groups for run in group.runs)
+
+
+def test_an_axis_of_an_assistants_training_makes_rows_of_the_methods_that_have_one(tmp_path):
+    plan = plan_of(tmp_path, methods=("st", "takd"), seeds=1, axis=("assistant_training.epochs=1, 2",))
+    assert [row for _, row in plan.rows] == ["alone", "st", "takd, epochs 1", "takd, epochs 2"]
+
+
+def test_values_of_an_axis_may_have_room_around_them(tmp_path):
+    plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=("student= tiny:build , tiny:build_wide",))
+    assert [table for table, row in plan.rows if row == "st"] == ["student tiny:build", "student tiny:build_wide"]

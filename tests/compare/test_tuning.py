@@ -293,6 +293,23 @@ def test_settings_without_effect_are_not_tuned():
     assert set(search_space(without_decay)) == {"optimizer.learning_rate"}
 
 
+def test_settings_that_one_of_the_stages_refuses_are_not_tuned():
+    chosen = {"method": "custom", "stages": [{"method": "merit_based"}], "distill": {"variant": "soft"}}
+    assert "distill.delta" not in search_space(resolve_distill(RECIPE, chosen))
+    fixed = [{"method": "hint", "share": 0.5}, {"method": "merit_based", "options": {"variant": "hard"}}]
+    space = search_space(resolve_distill(tiny.RECIPE, {"method": "custom", "stages": fixed}))
+    assert "distill.hint_weight" in space
+    assert "distill.delta" not in space
+
+
+def test_learning_rate_and_weight_decay_are_sought_within_a_factor_of_five_evenly_by_factors():
+    space = search_space(resolve_train(RECIPE, {"optimizer": {"learning_rate": 0.05, "weight_decay": 0.001}}))
+    assert {name: (found.low, found.high, found.log) for name, found in space.items()} == {
+        "optimizer.learning_rate": (pytest.approx(0.01), pytest.approx(0.25), True),
+        "optimizer.weight_decay": (pytest.approx(0.0002), pytest.approx(0.005), True),
+    }
+
+
 def test_what_an_axis_varies_is_not_tuned(tmp_path):
     run(tmp_path / "table", axis=("distill.temperature=2,4",))
     rows = findings(tmp_path / "table")

@@ -536,5 +536,5 @@ def test_who_is_shown_to_be_worse_than_somebody_is_not_among_those_that_may_be_t
 
 
 def test_soft_targets_that_are_held_against_the_others_are_not_said_to_be_no_baseline():
-    runs = {**table(alone=(0.9, 0.91), st=(0.9, 0.92)), **{"st, temperature 2": table(st=(0.92, 0.93))["st"]}}
+    runs = {**table(alone=(0.9, 0.91), st=(0.9, 0.92)), "st, temperature 2": table(st=(0.92, 0.93))["st"]}
     assert not any("several settings" in line for line in sentences(compare(runs)))

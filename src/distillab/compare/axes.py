@@ -68,7 +68,7 @@ def _read(text: str) -> Axis:
     path = tuple(name.replace("-", "_").split("."))
     section: Any = DistillConfig
     for part in path[:-1] if path[0] != "distill" else ():
-        field = section.model_fields.get(part)
+        field = getattr(section, "model_fields", {}).get(part)
         section = field.annotation if field is not None else None
     if not values or not name:
         raise ConfigError(
@@ -76,15 +76,15 @@ def _read(text: str) -> Axis:
             where="axis",
             hint="write a setting and its values: optimizer.learning_rate=0.02,0.05",
         )
-    if path[0] != "distill" and (section is None or path[-1] not in getattr(section, "model_fields", {})):
-        known = [*DistillConfig.model_fields]
-        raise ConfigError(f"unknown setting '{name}'", where="axis", hint=nearest(path[0], known))
     if path[0] in _ONE_FOR_ALL:
         raise ConfigError(
             f"{path[0]} is one for all rows of a comparison",
             where="axis",
             hint="use --methods, --seeds or --teacher-seeds for what they vary, and a comparison each for the rest",
         )
+    if path[0] != "distill" and path[-1] not in getattr(section, "model_fields", {}):
+        known = [*DistillConfig.model_fields]
+        raise ConfigError(f"unknown setting '{name}'", where="axis", hint=nearest(path[0], known))
     if path[0] in OF_THE_PLACE:
         raise ConfigError(
             f"{path[0]} changes no result, so there is nothing to compare",
