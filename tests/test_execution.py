@@ -25,6 +25,7 @@ from distillab.training.averaging import MovingAverage
 from distillab.training.compilation import repeated_blocks
 from distillab.training.optimizer import make_optimizer
 from distillab.training.program import Program
+from distillab.training.stage_run import StageRun
 from distillab.training.step import Step, trainable
 from distillab.training.step_time import seconds_per_step
 from one_stage import fit
@@ -134,6 +135,30 @@ def test_every_parameter_of_a_stage_learns_and_no_other_moves(name):
             assert moved == key.startswith(reached), f"{stage.title}: {key} moved: {moved}"
         if before_adapter is not None:
             assert not same(before_adapter, stage.learner.adapter.state_dict())
+
+
+def hint_stage(**training):
+    """Stage 1 of FitNets, its settings and its images."""
+    some = job("fitnet", training={**tiny.RECIPE["training"], **training})
+    stage, regime = next(iter(some.stages("student")))
+    assert stage.learner.stop
+    return stage, regime, some.place.feed
+
+
+def test_a_stage_that_stops_at_a_layer_leaves_its_last_weights_and_no_average():
+    ends = []
+    for ema_decay in (None, 0.9):
+        stage, regime, feed = hint_stage(ema_decay=ema_decay)
+        fit(stage, feed, regime, seed=0, compute=COMPUTE, observer=lambda event: None)
+        ends.append(state(stage.learner.student))
+    assert same(*ends)
+
+
+def test_looking_for_what_a_stage_reaches_moves_no_statistics():
+    stage, regime, feed = hint_stage()
+    before = state(stage.learner)
+    StageRun(stage, feed, regime, compute=COMPUTE, observer=lambda event: None, record=None)
+    assert same(before, state(stage.learner))
 
 
 def test_stages_go_on_through_the_views():

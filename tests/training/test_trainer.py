@@ -3,6 +3,7 @@ import math
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,10 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
 from distillab.config import regime_of, resolve_distill
+from distillab.data.batches import TrainingBatches
+from distillab.data.config import AugmentConfig
 from distillab.data.loader import LoaderBatches
 from distillab.errors import NonFiniteLossError
 from distillab.evaluation.evaluate import Evaluator, collect_logits
 from distillab.feeding import build_feed
+from distillab.methods.cross_entropy import CrossEntropy
 from distillab.models.catalog import build_model
 from distillab.preparation import Workplace, baseline_stage
 from distillab.runtime.capture import CannotCaptureError, Capture
@@ -28,7 +32,8 @@ from distillab.training.averaging import (
     recalibrated,
     recalibrated_inside,
 )
-from distillab.training.stage_run import StageRun
+from distillab.training.guards import describe_batch
+from distillab.training.stage_run import StageRun, dropout_seed
 from distillab.training.step import Tally
 from distillab.training.step_time import seconds_per_step
 from one_stage import fit
@@ -113,6 +118,59 @@ def test_the_first_bad_step_is_found_even_when_read_late():
     assert tally.found_inf.item() == 1.0
 
 
+def test_a_bad_step_is_not_forgotten_after_good_ones():
+    tally = Tally(torch.device("cpu"))
+    good, bad = torch.ones(2), torch.tensor([1.0, float("inf")])
+    for step, terms in enumerate((good, bad, good, good)):
+        tally.add({"a": terms}, torch.ones(()), None, torch.zeros(2, dtype=torch.long), torch.tensor(step))
+        tally.reset()
+    assert tally.first_bad() == ("the loss term 'a'", 1)
+
+
+def test_each_epoch_is_counted_anew():
+    tally = Tally(torch.device("cpu"))
+    for labels, loss, top1 in ((torch.tensor([0, 0]), 2.0, 1.0), (torch.tensor([1, 0]), 3.0, 0.5)):
+        tally.reset()
+        logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+        tally.add({"labels": torch.full((2,), loss)}, torch.ones(()), logits, labels, torch.tensor(0))
+        assert tally.read() == {"loss": loss, "loss/labels": loss, "train_top1": top1}
+
+
+class Noting(CrossEntropy):
+    """Learns from labels, writes down how far the stage has come, and says NaN at one of its steps."""
+
+    def __init__(self, bad_step=None):
+        super().__init__(CrossEntropy.Config())
+        self.bad_step = bad_step
+        self.progress = []
+
+    def terms(self, student, teacher, labels, progress):
+        (term,) = super().terms(student, teacher, labels, progress).values()
+        self.progress.append(progress.item())
+        return {"labels": term * math.nan if len(self.progress) - 1 == self.bad_step else term}
+
+
+def test_progress_is_the_share_of_the_stages_steps_that_is_done():
+    stage, feed, regime = ready()
+    method = Noting()
+    train(replace(stage, method=method), feed, regime)
+    assert method.progress == [step / 8 for step in range(8)]
+
+
+def test_the_images_of_a_bad_step_are_those_of_the_students_epoch_over_all_its_stages():
+    stage, feed, regime = ready()
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(replace(stage, method=Noting(bad_step=6), first_epoch=3), feed, regime)
+    batch = feed.training.replay(3 + 1, 2)
+    assert caught.value.where == f"student alone, epoch 2, step 7, {describe_batch(batch)}"
+    assert describe_batch(batch) != describe_batch(feed.training.replay(1, 2))
+
+
+def test_dropout_differs_from_run_to_run_role_to_role_and_step_to_step():
+    places = [(0, "student", 0), (1, "student", 0), (0, "assistant", 0), (0, "student", 1)]
+    assert len({dropout_seed(*place) for place in places}) == 4
+
+
 def test_a_bad_gradient_of_a_good_loss_is_caught_too():
     """The square root's slope is infinite at zero, and zero times it is NaN."""
 
@@ -141,6 +199,7 @@ def test_early_stopping_returns_the_best_weights_not_the_last():
     losses = [record["validation_loss"] for record in report.history]
     best = min(range(len(losses)), key=losses.__getitem__)
     assert report.epochs == len(losses) < 40
+    assert report.steps == report.epochs * feed.training.steps_per_epoch
     assert len(losses) - 1 - best == 2
     assert report.best.epoch == best + 1
     assert report.validation.nll == pytest.approx(losses[best], rel=1e-6)
@@ -166,6 +225,22 @@ def test_the_moving_average_is_the_formula():
         decay = min(0.9, (1 + step) / (3 + step))
         expected = decay * expected + (1 - decay) * value
     assert average.model.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_moving_average_takes_the_statistics_along_and_counts_their_batches():
+    model = nn.BatchNorm1d(1)
+    average = MovingAverage(model, 0.9)
+    model.running_mean.fill_(1.0)
+    model.num_batches_tracked.fill_(7)
+    average.update(model)
+    assert average.model.running_mean.item() == pytest.approx(0.5)
+    assert average.model.num_batches_tracked.item() == 7
+
+
+def test_an_average_is_judged_with_statistics_of_its_own_weights():
+    report, _, _ = train(*ready(training={"epochs": 3, "batch_size": 16, "ema_decay": 0.9}))
+    assert report.validation.nll < report.validation_before_recalibration.nll
+    assert report.history[-1]["validation_loss"] == pytest.approx(report.validation.nll, rel=1e-5)
 
 
 def test_with_a_moving_average_the_student_ends_with_it():
@@ -194,6 +269,27 @@ def test_batchnorm_statistics_are_the_mean_over_the_images_dropout_off(sizes):
     assert all(module.training for module in model.modules())
     assert has_batchnorm(model)
     assert not has_batchnorm(nn.Linear(1, 1))
+
+
+def test_statistics_of_one_image_at_a_time_are_those_of_the_first():
+    norm = nn.BatchNorm2d(3)
+    images = [torch.rand(1, 3, 4, 4) for _ in range(2)]
+    recalibrate_batchnorm(norm, images, COMPUTE)
+    assert torch.allclose(norm.running_mean, images[0].mean(dim=(0, 2, 3)))
+    assert not has_batchnorm(nn.BatchNorm2d(3, track_running_stats=False))
+
+
+@pytest.mark.parametrize(("num_images", "asked"), [(640, 128), (2000, 200), (16_000, 1024)])
+def test_between_epochs_statistics_are_those_of_a_tenth_of_the_images_within_bounds(num_images, asked):
+    shape = (num_images, 4, 4, 3)
+    images = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    labels = np.zeros(num_images, dtype=np.int64)
+    options = {"batch_size": 8, "num_classes": 3, "augment": AugmentConfig(), "label_smoothing": 0.0, "seed": 0}
+    source = TrainingBatches(images, labels, None, device=COMPUTE.device, image_size=4, **options)
+    model, seen = nn.BatchNorm2d(3), []
+    model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    with recalibrated_inside(model, source, ready()[2], COMPUTE):
+        assert sum(seen) == asked
 
 
 def test_recalibration_sees_images_as_training_shows_them(monkeypatch):
