@@ -267,6 +267,14 @@ def test_what_is_kept_does_not_change_with_the_tensor_that_was_given():
     assert torch.equal(cache.find(KEY, 4), table())
 
 
+@pytest.mark.parametrize("kept", ["in memory", "in a folder"])
+def test_a_table_that_is_stored_again_takes_the_place_of_the_older_one(tmp_path, kept):
+    cache = opened(tmp_path if kept == "in a folder" else None)
+    for seed in (0, 1):
+        cache.store(KEY, 4, table(seed))
+        assert torch.equal(cache.find(KEY, 4), table(seed))
+
+
 def test_memory_holds_the_tables_that_were_touched_last(monkeypatch):
     monkeypatch.setattr(cache_module, "_MEMORY_BYTES", 3 * table().nbytes)
     cache = opened(None)
