@@ -72,7 +72,23 @@ def test_a_plan_of_ones_own_runs_its_stages():
         ((Stage(method="hint", student="assistant"),), "no stage teaches the student"),
         ((Stage(method="soft_target", teacher="assistant"),), "nobody has taught it"),
         ((Stage(method="hint"), Stage(method="soft_target", student="assistant")), "learns after the student"),
+        (
+            (
+                Stage(method="hint", student="assistant"),
+                Stage(method="soft_target", teacher="assistant", student="assistant"),
+                Stage(method="soft_target", teacher="assistant"),
+            ),
+            "nobody has taught it",
+        ),
         ((Stage(method="hint", share=0.5), Stage(method="soft_target", share=0.5)), "leave nothing"),
+        (
+            (Stage(method="hint", share=0.5), Stage(method="merit_based", share=0.5), Stage(method="soft_target")),
+            "leave nothing",
+        ),
+        (
+            (Stage(method="soft_target", student="assistant", share=0.5), Stage(method="soft_target")),
+            "shares of the assistant's stages leave nothing",
+        ),
     ],
 )
 def test_impossible_plans_are_refused(stages, message):
@@ -100,3 +116,21 @@ def test_a_fixed_option_that_the_method_does_not_have_is_refused():
     plan = find_plan(CUSTOM, (Stage(method="soft_target", options={"temprature": 2.0}),))
     with pytest.raises(ConfigError, match="temperature"):
         plan_options(plan)
+
+
+def test_shares_are_those_of_each_learners_own_stages():
+    to_assistant = (
+        Stage(method="hint", student="assistant", share=0.6),
+        Stage(method="soft_target", student="assistant"),
+    )
+    to_student = (Stage(method="hint", share=0.6), Stage(method="soft_target", teacher="assistant"))
+    plan = find_plan(CUSTOM, (*to_assistant, *to_student))
+    assert [plan.epochs_of(role, 10, each=False) for role in ("assistant", "student")] == [(6, 4), (6, 4)]
+
+
+def test_a_stage_keeps_what_the_plan_fixes_where_another_stage_leaves_it_open():
+    plan = find_plan(
+        CUSTOM, (Stage(method="merit_based", options={"temperature": 1.0}, share=0.5), Stage(method="soft_target"))
+    )
+    assert "temperature" in plan_options(plan).model_fields
+    assert [stage_method(stage, {"temperature": 8.0}).config.temperature for stage in plan.stages] == [1.0, 8.0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from PIL import Image
 
 import shell
 import tiny
@@ -23,6 +27,8 @@ from distillab.errors import DataError
 from distillab.report import write
 from distillab.report.analysis import analyse
 from distillab.report.collect import collect
+from distillab.report.disagreement import disagreements
+from distillab.results.run_record import Run
 from distillab.run import run_one
 from made_up_runs import write_run
 
@@ -83,6 +89,57 @@ def test_what_is_seen_of_models_is_what_their_runs_say(made: Path) -> None:
             assert teacher is not None
             assert (look.choices == teacher.choices).mean() == pytest.approx(recorded.teacher_agreement)
     assert len(analysis.shown) == len(np.unique(analysis.shown)) == 30
+
+
+def test_students_alone_are_asked_with_every_seed_and_known_by_it(made: Path) -> None:
+    def later(run: Run) -> Run:
+        return replace(run, result=run.result.model_copy(update={"seed": run.result.seed + 5}))
+
+    collection = collect([made])
+    variants = tuple(replace(one, runs=tuple(map(later, one.runs))) for one in collection.variants)
+    analysis = analyse(replace(collection, variants=variants), allow_code=True)
+    assert analysis.choices.keys() == {one.name for one in collection.of("alone")}
+    for variant in (one for one in variants if one.place == "alone"):
+        told = analysis.choices[variant.name]
+        assert list(told) == [5, 6]
+        for run in variant.runs:
+            assert (told[run.result.seed] == analysis.labels).mean() == pytest.approx(run.result.test.top1)
+
+
+def test_the_images_that_models_disagree_on_are_shown_as_they_are(tmp_path: Path) -> None:
+    unlearned = {"optimizer": {"learning_rate": 0.001}, "training": {**tiny.RECIPE["training"], "epochs": 1}}
+    request = ComparisonConfig(methods=("st",), seeds=1)
+    run_comparison(request, {**tiny.RECIPE, **unlearned}, {}, output=tmp_path / "table", allow_code=True)
+    collection = collect([tmp_path])
+    analysis = analyse(collection, allow_code=True)
+    assert collection.trio is not None
+    looks = [analysis.of(variant) for variant in collection.trio]
+    choices = [look.choices for look in looks if look is not None]
+    assert analysis.kinds == disagreements(analysis.labels, *choices, most_cases=6)
+    cases = [case for kind in analysis.kinds for case in kind.cases]
+    assert len({case.position for case in cases}) > 1
+    for case in cases:
+        _, _, png = analysis.pictures[case.position].partition("base64,")
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+        assert np.array_equal(shown, tiny.dataset().test.images[case.position])
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"data": "tiny:dataset"}, "data"),
+        ({"split": {"seed": 1}}, "split.seed"),
+        ({"split": {"test_fraction": 0.3}}, "split.test_fraction"),
+    ],
+)
+def test_models_that_were_tested_on_other_images_are_not_held_against_each_other(
+    other: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "alone", "alone")
+    write_run(tmp_path / "st", "st", settings=other)
+    with pytest.raises(DataError, match="do not share their images") as caught:
+        analyse(collect([tmp_path]), allow_code=True)
+    assert caught.value.where == named
 
 
 def test_temperatures_are_not_fitted_on_images_that_were_learned_from(made: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -133,8 +134,34 @@ def test_a_teacher_of_other_classes_is_refused():
 def test_logits_that_are_not_finite_are_refused_with_their_number(bad):
     logits = torch.zeros(4, 3)
     broken = logits.clone()
-    broken[1:3, 0] = bad
+    broken[1:3, :2] = bad  # four numbers of two images
     with pytest.raises(NonFiniteLossError, match="the model gives NaN or infinite logits for 2 of 4"):
         evaluate_logits(broken, torch.zeros(4).long())
     with pytest.raises(NonFiniteLossError, match="the teacher gives"):
         evaluate_logits(logits, torch.zeros(4).long(), broken)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_the_model_does_not_know_are_refused(label):
+    with pytest.raises(DataError, match="the model knows 0 to 2"):
+        evaluate_logits(torch.zeros(2, 3), torch.tensor([1, label]))
+
+
+def test_batches_that_come_in_another_order_for_the_teacher_are_refused():
+    class Shuffled:
+        def __init__(self):
+            self.parts = batches()
+
+        def __iter__(self):
+            self.parts = self.parts[::-1]
+            return iter(self.parts)
+
+    with pytest.raises(DataError, match="in another order"):
+        evaluate(model(), Shuffled(), teacher=model(seed=1))
+
+
+def test_the_divergence_is_the_teachers_from_the_student():
+    student, teacher = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[2.0, 0.0, 0.0]])
+    own, told = (one.double().softmax(dim=1) for one in (student, teacher))
+    expected = sum(t * math.log(t / s) for s, t in zip(own[0].tolist(), told[0].tolist(), strict=True))
+    assert evaluate_logits(student, torch.tensor([0]), teacher).teacher_divergence == pytest.approx(expected)

@@ -82,6 +82,26 @@ def test_the_main_layers_go_from_the_image_to_the_logits() -> None:
     assert main_layers(NormalizedModel(tiny.build(3), 3, image_size=16)) == ("first", "second", "third", "head")
 
 
+class Blocks(torch.nn.Module):
+    """A block of features and a head, as many models are made; one layer has no weights, one runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 3, 1), torch.nn.ReLU(), torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+        )
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.features(images)
+        return self.head(self.features[3](maps).mean(dim=(2, 3)))
+
+
+def test_a_block_of_features_is_looked_into_for_layers_that_have_weights_and_run_once() -> None:
+    model = NormalizedModel(Blocks(), 2, image_size=16)
+    assert main_layers(model) == ("features.0", "features.2", "head")
+
+
 def test_of_many_layers_eight_are_taken_the_first_and_the_last_among_them() -> None:
     inner = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(20)), torch.nn.Flatten())
     layers = main_layers(NormalizedModel(inner, 3 * 16 * 16, image_size=16))
