@@ -292,6 +292,27 @@ def test_a_plan_refuses_what_the_comparison_would(tmp_path):
         estimate(plan, allow_code=True)
 
 
+def test_an_estimate_adds_up_what_is_left(tmp_path):
+    def parameters(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    methods = ("st", "takd")
+    plan = plan_request(ComparisonConfig(methods=methods, seeds=3), RECIPE, {}, tmp_path / "table")
+    found = estimate(plan, allow_code=True)
+    left = {row["row"]: row["left"] for row in found["rows"]}
+    assert left == {"teacher": 1, "alone": 3, "st": 3, "takd": 3}
+    asked = found["teacher_seconds"]
+    assert 0.0 < asked < found["seconds"]
+    assert found["seconds"] == pytest.approx(asked + sum(row["left"] * row["seconds"] for row in found["rows"]))
+    # The last weights and the best ones of each run; and in each checkpoint, of which as many are there at once as are
+    # kept of one group, weights, two moments or an average, and the best ones.
+    student, wide = parameters(tiny.build(3)), parameters(tiny.build_wide(3))
+    learners = wide + 3 * student + 3 * student + 3 * (student + student)
+    copies = 2 + 4 * plan.runs[0].config.checkpoint.keep / 3
+    assert found["bytes"] == pytest.approx(4 * learners * copies, abs=10)
+    assert found["side_by_side"] is False
+
+
 def test_the_logits_that_are_kept_are_counted_as_they_are(tmp_path):
     cached = {**RECIPE, "cache_gib": 1.0, "views": 2, "data_dir": str(tmp_path / "data")}
     plan = plan_request(ComparisonConfig(methods=("st",), seeds=2), cached, {}, tmp_path / "table")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
 
 import tiny
 from distillab import scene
+from distillab.compare import tuning
 from distillab.compare.conduct import Expected, conduct_teachers, one_by_one
 from distillab.compare.config import ComparisonConfig
 from distillab.compare.estimate import estimate
@@ -170,6 +172,21 @@ def test_more_trials_can_be_asked_for_later(tmp_path, tuned_in_six):
     run(tmp_path / "table", observer=later, tune=6)
     assert sorted(later.titles) == [f"{row}, trial {number}" for row in ("alone", "st") for number in (3, 4, 5, 6)]
     assert findings(tmp_path / "table") == findings(tuned_in_six[1])
+
+
+def test_of_more_trials_than_are_asked_for_now_the_first_ones_count(tmp_path, tuned_in_six):
+    plan = plan_comparison(
+        ComparisonConfig(methods=("st",), seeds=1, tune=2), RECIPE, {}, shutil.copytree(tuned_in_six[1], tmp_path / "t")
+    )
+    kept = {}
+    for row in ("alone", "st"):
+        trials = tuning._opened(plan.folder / "tuning" / f"{row}.log").trials[:2]
+        kept[row] = max(trials, key=lambda trial: (trial.value, -trial.user_attrs["nll"])).params
+    trials = Trials()
+    found = tune(plan, one_by_one(silent), observer=trials, allow_code=True)
+    assert trials.titles == []
+    assert found == {("", row): settings for row, settings in kept.items()}
+    assert {row["trials"] for row in findings(plan.folder).values()} == {2}
 
 
 def test_trials_that_diverge_count_and_are_never_chosen(tmp_path):
