@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 from distillab.report.charts import series_of
 from distillab.report.collect import collect
@@ -59,6 +61,28 @@ def test_of_many_epochs_twelve_at_most_are_listed_and_the_last_is_one_of_them(tm
         run_with(folder, 0, *({"loss": float(n)} for n in range(1, epochs + 1)))
         assert len(numbers_of(folder).columns) <= 2 + 12
         assert numbers_of(folder).columns[-1].title == f"epoch {epochs}"
+
+
+def ticks_of(folder: Path) -> set[str]:
+    """What stands at the axes of the only panel."""
+    variants = collect([folder]).of("distilled")
+    chart = learning_curves(variants, series_of(variants))
+    assert chart is not None
+    (panel,) = chart.panels
+    return {text.text or "" for text in ElementTree.fromstring(panel.svg).iter("text")}
+
+
+def test_the_first_epoch_is_drawn_at_1(tmp_path: Path) -> None:
+    run_with(tmp_path, 0, {"loss": 2.9}, {"loss": 2.1})
+    assert {"1", "2"} <= ticks_of(tmp_path)
+    assert "0" not in ticks_of(tmp_path)
+
+
+def test_the_axes_of_a_long_run_show_what_matters_at_its_end(tmp_path: Path) -> None:
+    run_with(tmp_path, 0, {"loss": 5000.0}, *({"loss": 3.0 - 0.1 * n} for n in range(12)))
+    numbers = [float(text) for text in ticks_of(tmp_path) if re.fullmatch(r"[\d.]+", text)]
+    assert {1.8, 3.0} & set(numbers)
+    assert max(numbers) < 100
 
 
 def test_runs_that_tell_of_no_epoch_have_no_curves(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from markdown_it import MarkdownIt
 
 import made_up_report
-from distillab.report.document import Chart, Document, Figures, Gallery
+from distillab.report.document import Chart, Document, Figures, Gallery, Listing, Section
 from distillab.report.formats import as_json, as_markdown
 from distillab.report.page import as_html
 from distillab.results.rows import as_csv
@@ -196,6 +197,50 @@ def test_page_markdown_and_json_show_the_same_table(document: Document) -> None:
     lines = as_markdown(document).replace("\\", "").splitlines()
     for row in rows:
         assert f"| {' | '.join(row)} |" in lines
+
+
+def test_the_markdown_aligns_numbers_to_the_right_and_words_to_the_left(document: Document) -> None:
+    lines = as_markdown(document).splitlines()
+    for section in document.sections:
+        for block in section.blocks:
+            if isinstance(block, Chart | Figures):
+                columns = (block.numbers if isinstance(block, Chart) else block.table).columns
+                assert f"|{'|'.join('---:' if column.numeric else '---' for column in columns)}|" in lines
+
+
+def test_below_a_picture_stands_who_was_right(document: Document) -> None:
+    text = as_markdown(document).replace("\\", "")
+    pictures = [
+        picture
+        for section in document.sections
+        for block in section.blocks
+        if isinstance(block, Gallery)
+        for picture in block.pictures
+    ]
+    assert pictures
+    for picture in pictures:
+        for name, choice, right in picture.lines:
+            assert right == (choice == picture.label)
+            assert f"{name} {choice} ({'right' if right else 'wrong'})" in text
+
+
+def test_what_is_left_out_is_told_in_every_file(document: Document) -> None:
+    assert document.left_out == ("runs/one-that-died is not complete.",)
+    assert json.loads(as_json(document))["left_out"] == list(document.left_out)
+    for text in (as_markdown(document).replace("\\", ""), as_html(document)):
+        assert document.left_out[0] in text
+
+
+def test_no_text_that_was_typed_becomes_markup() -> None:
+    listing = Listing("it was run as", "# no head\n```\n* no list\n<b>no element</b>")
+    text = as_markdown(Document("t", "h", {}, (Section("s", "s", (listing,)),), (), ()))
+    rendered = Page(MarkdownIt("commonmark", {"html": True}).render(text))
+    assert rendered.texts["code"] == [listing.text + "\n"]
+
+
+def test_a_number_that_json_does_not_know_is_no_row_of_a_report(document: Document) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        as_json(replace(document, rows=[{"method": "st", "top1_mean": float("nan")}]))
 
 
 PARTS = {
