@@ -136,10 +136,17 @@ def test_an_axis_of_one_value_is_a_setting_and_names_nothing(tmp_path):
     assert options["mbd-soft"]["temperature"] == 2.0
 
 
-def test_threads_are_those_that_are_allowed_here(tmp_path):
-    with cpu_threads(1):
-        plan = plan_request(ComparisonConfig(methods=("st",), seeds=1), RECIPE, {}, tmp_path / "table")
-    assert {run.config.threads for run in plan.runs} == {1}
+@pytest.mark.parametrize(("asked", "given"), [({}, 3), ({"threads": 1}, 1)])
+def test_threads_are_those_that_are_asked_for_else_those_that_are_allowed_here(tmp_path, asked, given):
+    recipe = {name: value for name, value in RECIPE.items() if name != "threads"}
+    request = ComparisonConfig(methods=("st",), seeds=1)
+    with cpu_threads(3):
+        plans = [
+            plan_request(request, recipe, asked, tmp_path / "table"),
+            plan_request(request, {**recipe, **asked}, {}, tmp_path / "table"),
+        ]
+    for plan in plans:
+        assert {config.threads for config in (*plan.teachers, *(run.config for run in plan.runs))} == {given}
 
 
 @pytest.mark.parametrize("methods", [5, [1, 2], ["st", 3], None])

@@ -16,6 +16,7 @@ from distillab.compare.estimate import estimate
 from distillab.compare.plan import plan_comparison
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.compare.search_space import search_space, with_settings
+from distillab.compare.trials import Trial, carry_out_trials
 from distillab.compare.tuning import tune
 from distillab.config import resolve_distill, resolve_train, settings_of
 from distillab.errors import CheckpointError, ConfigError
@@ -205,6 +206,15 @@ def test_trials_that_diverge_count_and_are_never_chosen(tmp_path):
     rows = findings(tmp_path / "table")
     assert (rows["alone"]["trials"], rows["alone"]["diverged"]) == (4, 1)
     assert (rows["st"]["trials"], rows["st"]["diverged"], rows["st"]["settings"]) == (4, 4, None)
+
+
+def test_a_trial_is_worth_what_its_student_is_worth_whatever_its_assistant_has_learnt():
+    unlearned = {"optimizer": {"learning_rate": 1e-9}, "assistant_training": {"learning_rate": 0.05, "epochs": 20}}
+    config = resolve_distill(RECIPE, {"method": "takd", **unlearned})
+    (worth,) = carry_out_trials([Trial(("", "takd"), 1, {}, config)], silent, allow_code=True)
+    assert worth.num_samples == 36, "the validation images"
+    assert worth.top1 < 0.6
+    assert worth.nll > 1.0
 
 
 def test_of_trials_with_equal_accuracy_the_lower_loss_is_chosen(tmp_path):

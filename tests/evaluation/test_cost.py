@@ -93,6 +93,24 @@ def test_latency_is_a_median_within_its_quartiles():
     assert model.training
 
 
+class Starting(nn.Module):
+    """Slow in its first three passes; then each other pass takes 10 or 40 milliseconds."""
+
+    passes = 0
+
+    def forward(self, images):
+        self.passes += 1
+        time.sleep(0.2 if self.passes <= 3 else 0.04 if self.passes % 2 else 0.01)
+        return images
+
+
+def test_the_first_passes_do_not_count_and_quartiles_lie_between_the_times_of_passes():
+    model = Starting()
+    measured = latency(model, 8, repeats=2)
+    assert model.passes == 3 + 2
+    assert 0.01 < measured.low_seconds < measured.high_seconds < 0.2
+
+
 def test_latency_on_a_named_device_measures_a_copy():
     model = build_model("cnn16", 10)
     measured = latency(model, 32, repeats=2, device="cpu")
