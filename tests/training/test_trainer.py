@@ -243,6 +243,13 @@ def test_an_average_is_judged_with_statistics_of_its_own_weights():
     assert report.history[-1]["validation_loss"] == pytest.approx(report.validation.nll, rel=1e-5)
 
 
+def test_a_stage_that_another_one_follows_chooses_nothing_and_takes_no_statistics_anew():
+    stage, feed, regime = ready(training={"epochs": 2, "batch_size": 16, "ema_decay": 0.9})
+    report, _, _ = train(replace(stage, final=False), feed, regime)
+    assert (report.best, report.last, report.validation_before_recalibration) == (None, None, None)
+    assert report.validation is not None
+
+
 def test_with_a_moving_average_the_student_ends_with_it():
     plain, averaged = ready(), ready(training={"epochs": 2, "batch_size": 16, "ema_decay": 0.9})
     train(*plain)
