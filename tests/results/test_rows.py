@@ -15,7 +15,8 @@ NUM_IMAGES = 200
 def made_up(seed, top1, *, source=None, seconds=60.0, **more):
     """What a run has left, any of whose numbers can be told from all others."""
     test = {"num_samples": NUM_IMAGES, "top1": top1, "nll": 1.0 + seed, "ece": 0.01 + 0.02 * seed}
-    teacher = {"model": "cnn8", "source": source, "test": test, "cost": {"parameters": 3, "macs": 4}}
+    others = {**test, "nll": 9.0, "ece": 0.9}
+    teacher = {"model": "cnn8", "source": source, "test": others, "cost": {"parameters": 3, "macs": 4}}
     said = {
         "kind": "train" if source is None else "distill",
         "role": "student",
@@ -25,8 +26,8 @@ def made_up(seed, top1, *, source=None, seconds=60.0, **more):
         "test": {**test, **more},
         "cost": {"parameters": 1_000, "macs": 2_000},
         "timing": {"seconds": seconds, "latency_seconds": 0.001 + 0.002 * seed},
-        "last": {"test": {**test, "top1": 0.71 + 0.02 * seed}},
-        "best": {"test": {**test, "top1": 0.61 + 0.02 * seed}, "epoch": 3},
+        "last": {"test": {**others, "top1": 0.71 + 0.02 * seed}},
+        "best": {"test": {**others, "top1": 0.61 + 0.02 * seed}, "epoch": 3},
         "teacher": None if source is None else teacher,
     }
     return Result.model_validate(said)
