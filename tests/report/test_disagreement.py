@@ -25,19 +25,20 @@ def test_a_kind_says_who_is_right() -> None:
         kind.title: {tuple(choice == case.label for choice in case.choices) for case in kind.cases} for kind in kinds()
     }
     assert all(len(patterns) == 1 for patterns in rights.values())
-    told = {title.partition(":")[0]: next(iter(patterns)) for title, patterns in rights.items()}
-    assert told["Learned from the teacher"] == (True, False, True)
+    told = {title: next(iter(patterns)) for title, patterns in rights.items()}
+    assert told["Teacher and distilled student are right, the student alone is wrong"] == (True, False, True)
     assert told["Only the distilled student is right"] == (False, False, True)
-    assert told["Not taken over"] == (False, True, True)
+    assert told["Both students are right, the teacher is wrong"] == (False, True, True)
     assert told["Only the distilled student is wrong"] == (True, True, False)
-    assert told["Not learned"] == (True, False, False)
+    assert told["Only the teacher is right"] == (True, False, False)
     assert told["All are wrong, not all in the same way"] == (False, False, False)
     assert len(rights) == 8
 
 
-def test_misled_is_said_only_where_the_student_makes_the_very_mistake_of_its_teacher() -> None:
+def test_a_mistake_of_the_teacher_is_said_only_where_the_student_makes_the_very_mistake_of_its_teacher() -> None:
     misled, otherwise = (
-        next(kind for kind in kinds() if kind.title.startswith(start)) for start in ("Misled", "Only the student alone")
+        next(kind for kind in kinds() if kind.title.startswith(start))
+        for start in ("The teacher's very mistake", "Only the student alone")
     )
     assert all(case.choices[0] == case.choices[2] != case.label == case.choices[1] for case in misled.cases)
     assert all(len({case.label, case.choices[0], case.choices[2]}) == 3 for case in otherwise.cases)

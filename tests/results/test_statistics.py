@@ -360,8 +360,8 @@ def test_a_method_that_is_worse_is_told_and_the_rest_is_not_shown_to_differ():
         "st is worse than the student alone by 9.97 points (95 % interval 9.82 to 10.11, corrected p"
     )
     assert third == (
-        "No difference to the student alone is shown for takd, multi: to be found four times out of five a difference "
-        "must be about 5.67 (multi) to 8.66 (takd) points."
+        "No difference to the student alone is shown for takd, multi: a true difference must be about "
+        "5.67 (multi) to 8.66 (takd) points to be found four times out of five."
     )
     assert fourth.startswith("takd beats st by 10.63 points (95 % interval 6.86 to 14.40, corrected p = 0.0074, ")
     assert fifth.startswith("multi beats st by 9.97 points ")

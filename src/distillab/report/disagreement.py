@@ -12,13 +12,13 @@ from distillab.data.splits import evenly_spread
 # Who is right (teacher, alone, distilled), whether the distilled student chooses as its teacher does (None: either),
 # and what that is; in the order of interest.
 _KINDS = (
-    ((True, False, True), None, "Learned from the teacher: the student alone is wrong"),
+    ((True, False, True), None, "Teacher and distilled student are right, the student alone is wrong"),
     ((False, False, True), None, "Only the distilled student is right"),
-    ((False, True, True), None, "Not taken over: both students are right, the teacher is wrong"),
-    ((False, True, False), True, "Misled: the teacher's very mistake, the student alone is right"),
+    ((False, True, True), None, "Both students are right, the teacher is wrong"),
+    ((False, True, False), True, "The teacher's very mistake, the student alone is right"),
     ((False, True, False), False, "Only the student alone is right, the others err in two ways"),
     ((True, True, False), None, "Only the distilled student is wrong"),
-    ((True, False, False), None, "Not learned: only the teacher is right"),
+    ((True, False, False), None, "Only the teacher is right"),
     ((False, False, False), None, "All are wrong, not all in the same way"),
 )
 

@@ -56,7 +56,7 @@ def _why_unclear(unclear: Collection[Difference], num_comparisons: int) -> str:
     if f"{100 * detectable[most]:.2f}" != needed:
         largest = "more than 100" if detectable[most] > 1 else f"{100 * detectable[most]:.2f}"
         needed = f"{needed} ({least}) to {largest} ({most})"
-    return f"to be found four times out of five a difference must be about {needed} points"
+    return f"a true difference must be about {needed} points to be found four times out of five"
 
 
 def _claim(difference: Difference, name: str) -> str:
