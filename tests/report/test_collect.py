@@ -37,6 +37,18 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> Non
     assert collection.differing == {}
 
 
+def test_runs_that_were_carried_out_together_stand_as_they_were_asked_for(tmp_path: Path) -> None:
+    methods = ["alone", "st", "fitnet"]
+    for method in methods:
+        write_run(tmp_path / method, method)
+    write_run(tmp_path / "another", "multi")
+    assert [one.name for one in collect([tmp_path]).variants] == ["teacher", "alone", "multi", "fitnet", "st"]
+    (tmp_path / "group.json").write_text(json.dumps({"runs": methods}))
+    assert [one.name for one in collect([tmp_path]).variants] == ["teacher", "alone", "st", "fitnet", "multi"]
+    (tmp_path / "group.json").write_text("damaged")
+    assert len(collect([tmp_path]).variants) == 5
+
+
 def test_rows_of_one_method_are_told_apart_by_the_settings_in_which_they_differ(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "alone")
     for temperature in (2.0, 4.0):

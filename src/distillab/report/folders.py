@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distillab.errors import StorageError
+from distillab.errors import DistillabError, StorageError
 from distillab.results.comparison import RESULT, RESULT_FORMAT, is_comparison
 from distillab.results.run_record import damaged, parsed, shown_path, unreadable
+from distillab.runtime.run_dir import read_group
 
 _DEEPEST_FOLDER = 4
 _OF_ONE_RUN = "config.toml"
@@ -109,6 +111,9 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
             inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
         except OSError as error:
             raise unreadable(folder, error) from error
+        with suppress(DistillabError):  # runs that were carried out together stand as they were asked for
+            asked = read_group(folder) or []
+            inner.sort(key=lambda entry: asked.index(entry) if entry in asked else len(asked))
         for entry in inner:
             yield from _below(entry, depth - 1)
 

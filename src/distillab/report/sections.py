@@ -141,7 +141,7 @@ def _facts(collection: Collection) -> dict[str, str]:
         "data": first.result.data,
         "test images": f"{first.result.test.num_samples:,}",
         "rows": str(len(collection.variants)),
-        "seeds": ", ".join(map(str, seeds)),
+        "seeds" if len(seeds) > 1 else "seed": ", ".join(map(str, seeds)),
         "computed on": ", ".join(machines),
         "distillab": ", ".join(dict.fromkeys(run.environment.distillab for run in runs)),
         "torch": ", ".join(dict.fromkeys(run.environment.versions.get("torch", ABSENT) for run in runs)),
