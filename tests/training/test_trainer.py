@@ -243,6 +243,27 @@ def test_an_average_is_judged_with_statistics_of_its_own_weights():
     assert report.history[-1]["validation_loss"] == pytest.approx(report.validation.nll, rel=1e-5)
 
 
+def test_the_student_ends_with_the_average_of_its_weights_after_every_step():
+    stage, *rest = ready()
+    head, weights = stage.learner.student.inner.head, []
+
+    class Watched(CrossEntropy):
+        def terms(self, *args):
+            weights.append(head.weight.detach().clone())
+            return super().terms(*args)
+
+    train(replace(stage, method=Watched(CrossEntropy.Config())), *rest)
+    weights.append(head.weight.detach().clone())
+    expected, *later = weights
+    assert len(later) == 8
+    for step, latest in enumerate(later, start=1):
+        decay = min(0.9, (1 + step) / (3 + step))
+        expected = decay * expected + (1 - decay) * latest
+    averaged = ready(training={"epochs": 2, "batch_size": 16, "ema_decay": 0.9})
+    train(*averaged)
+    torch.testing.assert_close(averaged[0].learner.student.inner.head.weight.detach(), expected)
+
+
 def test_a_stage_that_another_one_follows_chooses_nothing_and_takes_no_statistics_anew():
     stage, feed, regime = ready(training={"epochs": 2, "batch_size": 16, "ema_decay": 0.9})
     report, _, _ = train(replace(stage, final=False), feed, regime)
