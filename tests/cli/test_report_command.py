@@ -42,6 +42,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of models that err, each in its own way."""
+    folder = tmp_path_factory.mktemp("unlearned") / "table"
+    settings = {"optimizer": {"learning_rate": 0.001}, "training": {**tiny.RECIPE["training"], "epochs": 1}}
+    request = ComparisonConfig(methods=("st",), seeds=2)
+    run_comparison(request, {**tiny.RECIPE, **settings}, {}, output=folder, allow_code=True)
+    return folder
+
+
 @pytest.fixture
 def table(made: Path, tmp_path: Path) -> Path:
     """A copy of it in the working directory."""
@@ -91,26 +101,24 @@ def test_what_is_seen_of_models_is_what_their_runs_say(made: Path) -> None:
     assert len(analysis.shown) == len(np.unique(analysis.shown)) == 30
 
 
-def test_students_alone_are_asked_with_every_seed_and_known_by_it(made: Path) -> None:
+def test_students_alone_are_asked_with_every_seed_and_known_by_it(unlearned: Path) -> None:
     def later(run: Run) -> Run:
         return replace(run, result=run.result.model_copy(update={"seed": run.result.seed + 5}))
 
-    collection = collect([made])
+    collection = collect([unlearned])
     variants = tuple(replace(one, runs=tuple(map(later, one.runs))) for one in collection.variants)
     analysis = analyse(replace(collection, variants=variants), allow_code=True)
     assert analysis.choices.keys() == {one.name for one in collection.of("alone")}
     for variant in (one for one in variants if one.place == "alone"):
         told = analysis.choices[variant.name]
         assert list(told) == [5, 6]
+        assert not np.array_equal(told[5], told[6])
         for run in variant.runs:
             assert (told[run.result.seed] == analysis.labels).mean() == pytest.approx(run.result.test.top1)
 
 
-def test_the_images_that_models_disagree_on_are_shown_as_they_are(tmp_path: Path) -> None:
-    unlearned = {"optimizer": {"learning_rate": 0.001}, "training": {**tiny.RECIPE["training"], "epochs": 1}}
-    request = ComparisonConfig(methods=("st",), seeds=1)
-    run_comparison(request, {**tiny.RECIPE, **unlearned}, {}, output=tmp_path / "table", allow_code=True)
-    collection = collect([tmp_path])
+def test_the_images_that_models_disagree_on_are_shown_as_they_are(unlearned: Path) -> None:
+    collection = collect([unlearned])
     analysis = analyse(collection, allow_code=True)
     assert collection.trio is not None
     looks = [analysis.of(variant) for variant in collection.trio]
@@ -140,6 +148,13 @@ def test_models_that_were_tested_on_other_images_are_not_held_against_each_other
     with pytest.raises(DataError, match="do not share their images") as caught:
         analyse(collect([tmp_path]), allow_code=True)
     assert caught.value.where == named
+
+
+def test_nothing_is_downloaded_for_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", settings={"data": "cifar10", "data_dir": str(tmp_path / "nothing there")})
+    with pytest.raises(DataError) as caught:
+        analyse(collect([tmp_path]))
+    assert "offline" in str(caught.value)
 
 
 def test_temperatures_are_not_fitted_on_images_that_were_learned_from(made: Path) -> None:

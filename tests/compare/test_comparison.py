@@ -313,6 +313,43 @@ def test_an_estimate_adds_up_what_is_left(tmp_path):
     assert found["side_by_side"] is False
 
 
+def test_an_estimate_asks_a_teacher_once_for_all_that_are_trained_together(tmp_path, monkeypatch):
+    stages = {  # role, seconds, and those in which its teacher is asked
+        "teacher": [("teacher", 30.0, 0.0)],
+        "alone": [("student", 10.0, 0.0)],
+        "st": [("teacher", 30.0, 0.0), ("student", 16.0, 6.0)],
+        "takd": [("teacher", 30.0, 0.0), ("assistant", 15.0, 5.0), ("student", 14.0, 4.0)],
+    }
+
+    def previewed(configs, *, allow_code):
+        names = [
+            getattr(config, "method", None) or {"student": "alone"}.get(config.role, "teacher") for config in configs
+        ]
+        return [
+            {
+                "data": {"train": 60, "test": 30, "classes": 3},
+                "models": [{"role": role, "parameters": 1} for role, _, _ in stages[name]],
+                "stages": [
+                    {"role": role, "seconds": seconds, "teacher_seconds": asked}
+                    for role, seconds, asked in stages[name]
+                ],
+            }
+            for name in names
+        ]
+
+    monkeypatch.setattr("distillab.compare.estimate.preview_together", previewed)
+    plan = plan_request(ComparisonConfig(methods=("st", "takd"), seeds=3), RECIPE, {}, tmp_path / "table")
+    found = estimate(plan, allow_code=True)
+    assert {row["row"]: row["seconds"] for row in found["rows"]} == {
+        "teacher": 30.0,
+        "alone": 10.0,
+        "st": 16.0 - 6.0,
+        "takd": (15.0 - 5.0) + (14.0 - 4.0),
+    }
+    assert found["teacher_seconds"] == 3 * (6.0 + 5.0), "students of one group: the longest; their assistants: as well"
+    assert found["seconds"] == 30.0 + 3 * (10.0 + 10.0 + 20.0) + 3 * (6.0 + 5.0)
+
+
 def test_the_logits_that_are_kept_are_counted_as_they_are(tmp_path):
     cached = {**RECIPE, "cache_gib": 1.0, "views": 2, "data_dir": str(tmp_path / "data")}
     plan = plan_request(ComparisonConfig(methods=("st",), seeds=2), cached, {}, tmp_path / "table")

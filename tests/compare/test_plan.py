@@ -66,6 +66,7 @@ def test_an_axis_of_the_methods_settings_makes_rows_and_leaves_alone_once(tmp_pa
         "mbd-soft, temperature 2",
         "mbd-soft, temperature 4.5",
     ]
+    assert len(plan.runs) == 5
 
 
 def test_an_axis_of_assistants_makes_rows_of_the_methods_that_have_one(tmp_path):
@@ -125,6 +126,7 @@ def test_long_names_of_rows_are_cut_and_stay_apart(tmp_path):
     plan = plan_of(tmp_path, methods=("st",), seeds=1, axis=(*axes, "training.batch_size=8,16"))
     folders = {run.folder for run in plan.runs}
     assert len(folders) == len(plan.runs) == 2 * 2**6
+    assert len({folder.name for folder in folders}) == len(folders), "trials are kept by these names"
     assert all(len(folder.name) <= 100 for folder in folders)
 
 

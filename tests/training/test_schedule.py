@@ -44,3 +44,13 @@ def test_multi_step_falls_after_its_epochs():
 
 def test_constant_stays():
     assert curve(ScheduleConfig(name="constant", warmup_fraction=0.0), 5) == [1.0] * 5
+
+
+def test_a_warm_up_takes_the_nearest_number_of_steps():
+    # 0.1 of 17 steps are 1.7, so 2: 1/3 and 2/3 of the peak.
+    assert curve(ScheduleConfig(name="constant", warmup_fraction=0.1), 17)[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_without_a_factor_each_milestone_leaves_a_tenth():
+    config = ScheduleConfig(name="multi_step", warmup_fraction=0.0, milestones=(1, 2))
+    assert curve(config, 3) == pytest.approx([1.0, 0.1, 0.01])

@@ -316,8 +316,12 @@ def test_between_epochs_statistics_are_those_of_a_tenth_of_the_images_within_bou
     source = TrainingBatches(images, labels, None, device=COMPUTE.device, image_size=4, **options)
     model, seen = nn.BatchNorm2d(3), []
     model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    with recalibrated_inside(model, source, ready()[2], COMPUTE):
+    regime = ready()[2]
+    with recalibrated_inside(model, source, regime, COMPUTE):
         assert sum(seen) == asked
+    seen.clear()
+    assert recalibrated(model, source, regime, COMPUTE)
+    assert sum(seen) == min(num_images, 4096), "at the end of a training"
 
 
 def test_recalibration_sees_images_as_training_shows_them(monkeypatch):
