@@ -4,7 +4,7 @@ import pytest
 
 import tiny
 from distillab.compare.config import ComparisonConfig
-from distillab.compare.plan import plan_comparison
+from distillab.compare.plan import file_name, plan_comparison
 from distillab.compare.run import plan_request
 from distillab.errors import ConfigError
 from distillab.runtime.device import cpu_threads
@@ -128,6 +128,13 @@ def test_long_names_of_rows_are_cut_and_stay_apart(tmp_path):
     assert len(folders) == len(plan.runs) == 2 * 2**6
     assert len({folder.name for folder in folders}) == len(folders), "trials are kept by these names"
     assert all(len(folder.name) <= 100 for folder in folders)
+
+
+def test_what_is_cut_of_a_name_still_tells_it_from_others():
+    names = [file_name(f"student {'very ' * 30}{end}", "st") for end in ("wide", "narrow")]
+    assert [len(name) for name in names] == [100, 100]
+    assert names[0] != names[1]
+    assert file_name("batch size 8", "st, temperature 2.5") == "st-temperature-2.5-batch-size-8"
 
 
 def test_an_axis_of_one_value_is_a_setting_and_names_nothing(tmp_path):
