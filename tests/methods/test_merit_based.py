@@ -183,3 +183,11 @@ def test_a_given_delta_is_used():
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ValidationError):
         MeritBasedConfig(**settings)
+
+
+def test_a_delta_of_zero_that_is_given_is_not_taken_for_none():
+    outputs = ModelOutput(scores(0)), ModelOutput(scores(1))
+    found = MeritBased(MeritBasedConfig(variant="delta", delta=0.0)).terms(*outputs, LABELS, torch.tensor(0.0))
+    torch.testing.assert_close(
+        found["merit_labels"], 0.5 * torch.nn.functional.cross_entropy(scores(0), LABELS, reduction="none")
+    )
