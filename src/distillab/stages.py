@@ -79,7 +79,7 @@ class Plan(Section):
             )
         counts = [max(1, round(epochs * stage.share)) if stage.share else 0 for stage in stages]
         rest = epochs - sum(counts)
-        open_stages = [i for i, stage in enumerate(stages) if stage.share is None] or [len(stages) - 1]
+        open_stages = [i for i, stage in enumerate(stages) if stage.share is None]
         for position, index in enumerate(open_stages):
             counts[index] += rest // len(open_stages) + (position < rest % len(open_stages))
         while min(counts) < 1:  # rounding gave a stage's last epoch away: the longest one gives it back

@@ -9,7 +9,6 @@ from distillab.compare.plan import ComparisonPlan
 from distillab.results.comparison import RESULT_FORMAT
 from distillab.results.rows import Row, counted
 from distillab.results.run_record import read_result
-from distillab.stages import ALONE
 
 
 def comparison_result(plan: ComparisonPlan) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def _teachers(plan: ComparisonPlan) -> list[dict[str, Any]]:
     if plan.teachers:
         found = [(one.model, one.test) for one in map(read_result, map(home_of, plan.teachers))]
     else:  # one was given, and tested where somebody learnt from it
-        results = (read_result(run.folder) for run in plan.runs if run.method != ALONE and is_complete(run.folder))
+        results = (read_result(run.folder) for run in plan.runs if is_complete(run.folder))
         found = [(one.teacher.model, one.teacher.test) for one in results if one.teacher][:1]
     return [{"model": model, "top1": test.top1, "nll": test.nll, "ece": test.ece} for model, test in found]
 
