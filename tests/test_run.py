@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import tiny
@@ -198,6 +199,20 @@ def test_a_teacher_of_images_of_another_size_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ShapeError, match="24x24, not 16x16"):
         evaluate_file(str(tmp_path / "t.safetensors"), resolve_train(tiny.RECIPE, {}), allow_code=True)
+
+
+def test_weights_that_say_nothing_are_used_as_what_they_are_said_to_be(tmp_path):
+    torch.save(build_model("tiny:build", 3, image_size=tiny.SIZE).inner.state_dict(), tmp_path / "m.pth")
+    config = resolve_train(tiny.RECIPE, {"image_size": tiny.SIZE})
+    found = evaluate_file(str(tmp_path / "m.pth"), config, model="tiny:build", allow_code=True)
+    assert found["test"]["num_samples"] == len(tiny.dataset().test)
+    image = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(image)
+    with pytest.raises(CheckpointError) as caught:
+        predict_files(str(tmp_path / "m.pth"), [image], model="tiny:build", allow_code=True)
+    assert "--num-classes" in caught.value.hint
+    (seen,) = predict_files(str(tmp_path / "m.pth"), [image], model="tiny:build", num_classes=3, allow_code=True)
+    assert len(seen["probabilities"]) == 3
 
 
 def test_an_evaluation_uses_as_many_threads_as_it_is_given(tmp_path, monkeypatch):

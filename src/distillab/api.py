@@ -15,7 +15,7 @@ is refused: a loader makes its own batches, and data that are given need no open
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -65,12 +65,12 @@ class Result:
         assistant: The assistant that stood between, for plans that have one.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     test: Evaluation | None
     validation: Evaluation | None
-    stages: tuple[StageReport, ...]
+    stages: tuple[StageReport, ...] = field(repr=False)
     seconds: float
-    assistant: nn.Module | None = None
+    assistant: nn.Module | None = field(default=None, repr=False)
 
 
 def train(
@@ -266,10 +266,10 @@ def _refuse_without_effect(config: RunConfig, *, is_loader: bool) -> None:
     if is_loader:
         reasons |= dict.fromkeys(_BATCHING, "a loader makes its own batches, images and labels")
     for section, given in config.model_dump(exclude_unset=True).items():
-        for field in [f"{section}.{name}" for name in given] if isinstance(given, dict) else [section]:
-            reason = reasons.get(field) or reasons.get(section)
+        for setting in [f"{section}.{name}" for name in given] if isinstance(given, dict) else [section]:
+            reason = reasons.get(setting) or reasons.get(section)
             if reason:
-                raise _without_effect(field, reason)
+                raise _without_effect(setting, reason)
 
 
 def _without_effect(field: str, reason: str) -> ConfigError:

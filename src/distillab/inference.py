@@ -19,7 +19,7 @@ from distillab.errors import ConfigError, DataError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.evaluation.evaluate import evaluate
 from distillab.evaluation.metrics import noise_in_words
-from distillab.feeding import check_fits
+from distillab.feeding import check_fits, common_image_size
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.runtime.device import Compute, choose_compute, computing
@@ -58,14 +58,15 @@ def evaluate_file(
         ShapeError: A model does not go with the data: image size, number or order of the classes.
     """
     compute = choose_compute(config.device, config.training.precision)
-    student = _load(source, model, None, config.image_size or 32, compute, allow_code, observer)
+    # Weights that are given an architecture may not say how many classes there are: the data do.
+    student = None if model else _load(source, None, None, config.image_size or 32, compute, allow_code, observer)
     if "data" not in config.model_fields_set:
         raise ConfigError(
             "no run's config.toml stands beside the weights, so the images to test on are not known",
             where="data",
             hint="name them: --data digits, or --data DIR",
         )
-    size = config.image_size or student.image_size
+    size = config.image_size or (student.image_size if student else common_image_size([str(model)]))
     dataset = open_dataset(
         config.data,
         data_dir=config.data_dir,
@@ -75,6 +76,8 @@ def evaluate_file(
         allow_code=True,  # typed by hand
         observer=observer,
     )
+    if student is None:
+        student = _load(source, model, dataset.num_classes, size, compute, allow_code, observer)
     check_fits(student, dataset, size, where=source, observer=observer)
     guide = None
     if teacher:
@@ -104,6 +107,7 @@ def predict_files(
     inputs: Sequence[Path],
     *,
     model: str | None = None,
+    num_classes: int | None = None,
     device: str = "auto",
     batch_size: int = 256,
     allow_code: bool = False,
@@ -115,6 +119,7 @@ def predict_files(
         source: Weight file or run folder.
         inputs: Image files, and folders that are searched for images.
         model: Architecture, where the file does not say.
+        num_classes: Of the model, where neither the file nor its weights say.
         device: See `RunConfig.device`.
         batch_size: Images at once.
         allow_code: A weight file may name code that builds its model.
@@ -128,7 +133,7 @@ def predict_files(
         DataError: There are no images, or one cannot be read (it is named).
     """
     compute = choose_compute(device)
-    classifier = _load(source, model, None, 32, compute, allow_code, observer)
+    classifier = _load(source, model, num_classes, 32, compute, allow_code, observer)
     size = classifier.image_size
     files = [file for entry in inputs for file in _image_files(entry)]
     if not files:

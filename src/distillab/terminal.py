@@ -32,6 +32,8 @@ from distillab.tables import Table
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_LONGEST_UNBROKEN = 12  # letters: names of methods and verdicts stay whole on a narrow terminal
+
 
 class Screen:
     """The two streams of a command, and how much it says on them.
@@ -124,11 +126,12 @@ class Screen:
         from rich.table import Table as Drawing
 
         drawing = Drawing(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-        for column in table.columns:
+        for position, column in enumerate(table.columns):
+            longest = max((len(row[position]) for row in table.rows), default=0)
             drawing.add_column(
                 Text(column.title),
                 justify="right" if column.numeric else "left",
-                no_wrap=column.numeric,
+                no_wrap=column.numeric or longest <= _LONGEST_UNBROKEN,
                 overflow="fold",
             )
         for row in table.rows:

@@ -72,6 +72,7 @@ def test_a_report_says_the_numbers_of_the_comparison_and_where_it_is(table: Path
     assert content["left_out"] == []
     assert {"calibration", "features", "teacher", "weights"} <= content["sections"].keys()
     assert (table / "report.html").is_file()
+    assert (table / "report.md").read_text().count("Of several runs of a row it is the first.") >= 2
     results = content_of(table / "results.json")
     compared = [dict(row) for row in content["rows"] if row["role"] in ("alone", "distilled")]
     assert [row.pop("role") for row in compared] == ["alone", "distilled"] * 2

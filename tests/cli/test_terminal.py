@@ -15,6 +15,7 @@ from PIL import Image
 
 from distillab.errors import ConfigError, DistillabError
 from distillab.runtime.events import EpochEnded, Note, StageEnded, StageStarted, StepsDone
+from distillab.tables import Column, Table
 from distillab.terminal import Screen, error_lines, printable
 
 DISTILLAB = Path(sys.executable).with_name("distillab")
@@ -65,6 +66,16 @@ def on_a_terminal(*words: str, **environment: str) -> str:
     child.close()
     assert child.exitstatus == 0
     return shown
+
+
+def test_short_words_of_a_table_stay_whole_where_it_is_too_wide(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = ("mbd-delta", "a long sentence of some words " * 3, "97.5", "nothing")
+    Screen().show({}, Table((Column("method"), Column("told"), Column("top-1 %", True), Column("shown")), (row,)))
+    shown = capsys.readouterr().out
+    assert {"mbd-delta", "nothing", "method", "shown"} <= set(shown.split())
 
 
 def test_a_pipe_gets_one_plain_line_an_epoch() -> None:

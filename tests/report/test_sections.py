@@ -41,6 +41,20 @@ def test_average_last_step_and_what_validation_chose_stand_side_by_side(tmp_path
     assert [cells for name, cells in rows.items() if name.startswith("mbd")] == [("-", "-", "93.00", "7")]
 
 
+def test_rows_of_several_tables_have_no_student_alone_in_common(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone", top1=0.8)
+    write_run(tmp_path / "st", "st", top1=0.9)
+
+    def told() -> str:
+        (chart,) = (block for block in section(report_on(tmp_path), "results").blocks if isinstance(block, Chart))
+        return chart.description
+
+    assert "the dotted line is the student alone" in told()
+    write_run(tmp_path / "other", "st", top1=0.7, settings={"data": "cifar10"})
+    assert "the dotted line" not in told()
+    assert report_on(tmp_path).facts["data"] == "digits, cifar10"
+
+
 def test_what_the_seeds_show_and_what_else_is_known_are_two_tables(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, top1=0.90 + 0.01 * seed)

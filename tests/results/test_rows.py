@@ -98,6 +98,18 @@ def test_with_several_teachers_a_seed_took_as_long_as_its_runs_on_average():
     assert (found["num_seeds"], found["seconds_mean"]) == (1, 70.0)
 
 
+def test_one_teacher_by_two_names_is_one_teacher():
+    one = row("st", made_up(0, 0.6, source="runs/t"), made_up(1, 0.7, source="/home/me/runs/t"))
+    found = counted([one])
+    assert found.rows[0]["top1_by_teacher"] == []
+    assert not any("teachers" in sentence for sentence in found.sentences)
+
+
+def test_a_row_that_nobody_stands_beside_has_no_rank():
+    (alone,) = counted([row("st", made_up(0, 0.6, source="t"))]).rows
+    assert alone["rank"] is None
+
+
 def test_the_row_that_differs_most_between_teachers_is_named():
     rows = [
         row(method, *(made_up(0, top1, source=source) for source, top1 in zip("ab", tops, strict=True)), num_teachers=2)

@@ -101,9 +101,9 @@ BatchSize: TypeAlias = Annotated[Whole, Parameter(help="Images at once.", valida
 
 _METHOD_FIELDS = (
     *("methods", "seeds", "teacher_seeds", "axis", "tune"),
-    *("method", "teacher", "teacher_model", "assistant", "student", "alone", "distill"),
+    *("method", "teacher", "teacher_model", "assistant", "student", "distill"),
 )
-_NOT_A_FLAG = ("stages",)  # a plan's stages do not fit into one word: they are written in a recipe
+_NOT_A_FLAG = ("stages", "alone")  # a table of any settings does not fit into one word: it is written in a recipe
 
 
 def flags_of(

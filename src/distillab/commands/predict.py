@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from distillab.commands.flags import AllowCode, Architecture, BatchSize, Injected, Json, Quiet, Source
+from distillab.commands.flags import AllowCode, Architecture, BatchSize, Injected, Json, Quiet, Source, Whole
 from distillab.errors import ConfigError
 from distillab.runtime.files import write_text
 
@@ -22,6 +22,7 @@ def predict(
     *,
     output: Annotated[Path | None, Parameter(help="Write to this file (.csv or .json) instead of stdout.")] = None,
     model: Architecture = None,
+    num_classes: Annotated[Whole | None, Parameter(help="Of a weight file that does not say how many.")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     batch_size: BatchSize = 256,
     allow_code: AllowCode = False,
@@ -40,6 +41,7 @@ def predict(
             str(source),
             images,
             model=model,
+            num_classes=num_classes,
             device=device,
             batch_size=batch_size,
             allow_code=allow_code,

@@ -30,8 +30,10 @@ def verify(
     parts = [records_table(shown["findings"], ("what", "found", "verdict"))]
     if shown["environment"]:
         parts.append(records_table(shown["environment"], ("what", "run", "here")))
-    faults = verification.faults
-    screen.show(shown, *parts, f"{len(faults)} of {len(verification.findings)} differ" if faults else "nothing differs")
+    faults, count = verification.faults, len(verification.findings)
+    unseen = sum(finding.verdict == "not looked at" for finding in verification.findings)
+    told = f"{len(faults)} of {count} differ" if faults else "nothing differs"
+    screen.show(shown, *parts, told + (f"; {unseen} of {count} not looked at" if unseen else ""))
     if faults:
         raise CheckpointError(
             f"{faults[0].what}: {faults[0].found}",

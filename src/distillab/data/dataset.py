@@ -48,6 +48,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images of {self.images.shape[1]} x {self.images.shape[1]})"
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

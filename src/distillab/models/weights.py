@@ -251,13 +251,13 @@ def _from_weights(
         raise CheckpointError(
             f"these are weights of none of {', '.join(MODELS)}",
             where=str(path),
-            hint="say what they are of: --teacher-model timm:NAME, or package.module:function",
+            hint="name the architecture, timm:NAME or package.module:function: --model, of a teacher --teacher-model",
         )
     elif num_classes is None:
         raise CheckpointError(
             f"the file does not say how many classes its {spec} has",
             where=str(path),
-            hint="give num_classes",
+            hint="give num_classes (--num-classes)",
         )
     else:
         name, classes = spec, num_classes

@@ -111,7 +111,7 @@ def analyse(collection: Collection, *, allow_code: bool = False, observer: Obser
                             model = _load(variant, run, desk.dataset.num_classes, compute, allow_code, silent)
                             choices[variant.name][run.result.seed] = desk.choices(model)
             except DistillabError as error:
-                notes.append(f"{variant.name}: {readable(error.message)}.")
+                notes.append(f"{variant.name}: {readable('; '.join(filter(None, (error.message, error.hint))))}.")
                 continue
             looks.append(look)
             if variant.place == "teacher":

@@ -103,6 +103,9 @@ def accuracy_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
 
 
 def _alone(rows: Sequence[Row]) -> float | None:
+    """Of the student alone, where there is one table only: it is no baseline for the rows of another."""
+    if len({row["table"] for row in rows if row["role"] in ("alone", "distilled")}) > 1:
+        return None
     return next((row["top1_mean"] for row in rows if row["role"] == "alone"), None)
 
 

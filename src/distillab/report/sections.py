@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -138,7 +139,7 @@ def _facts(collection: Collection) -> dict[str, str]:
     seeds = sorted({run.result.seed for run in runs})
     machines = dict.fromkeys(run.environment.device_name or run.environment.device for run in runs)
     return {
-        "data": first.result.data,
+        "data": ", ".join(dict.fromkeys(run.result.data for run in runs)),
         "test images": f"{first.result.test.num_samples:,}",
         "rows": str(len(collection.variants)),
         "seeds" if len(seeds) > 1 else "seed": ", ".join(map(str, seeds)),
@@ -211,12 +212,25 @@ def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Blo
 
 def _of_models(collection: Collection, analysis: Analysis, series: Sequence[Series]) -> list[Section]:
     baselines = {look.variant.name: analysis.of(collection.alone_of(look.variant)) for look in analysis.looks}
+    of_first = " Of several runs of a row it is the first." if _chosen_from_several(analysis) else ""
+    reliability, confusion, embedding = (
+        chart and replace(chart, description=chart.description + of_first)
+        for chart in (
+            reliability_chart(analysis, series),
+            confusion_chart(analysis, baselines, series),
+            embedding_chart(analysis, series),
+        )
+    )
     return [
-        _section("calibration", "Calibration", reliability_chart(analysis, series)),
-        _section("confusions", "Confusions", confusion_chart(analysis, baselines, series)),
-        _section("disagreements", "Images they disagree on", *_galleries(collection, analysis)),
-        _section("features", "Features", embedding_chart(analysis, series)),
+        _section("calibration", "Calibration", reliability),
+        _section("confusions", "Confusions", confusion),
+        _section("disagreements", "Images they disagree on", *_galleries(collection, analysis, of_first)),
+        _section("features", "Features", embedding),
     ]
+
+
+def _chosen_from_several(analysis: Analysis) -> bool:
+    return any(len(look.variant.runs) > 1 for look in analysis.looks)
 
 
 def _beside_teacher(collection: Collection, analysis: Analysis | None) -> dict[int, list[BesideTeacher]]:
@@ -264,7 +278,7 @@ def _seen(seed: int, choices: NDArray[np.int64], teacher: Look, analysis: Analys
     )
 
 
-def _galleries(collection: Collection, analysis: Analysis) -> list[Block]:
+def _galleries(collection: Collection, analysis: Analysis, of_first: str) -> list[Block]:
     if not analysis.kinds or collection.trio is None:
         return []
     names = tuple(variant.name for variant in collection.trio)
@@ -274,7 +288,7 @@ def _galleries(collection: Collection, analysis: Analysis) -> list[Block]:
     )
     intro = (
         f"Test images on which {names[0]}, {names[1]} and {names[2]} (the distilled student with the highest test "
-        "top-1) do not all choose the same class; some of each kind."
+        f"top-1) do not all choose the same class; some of each kind.{of_first}"
     )
     return [
         Paragraph(intro),

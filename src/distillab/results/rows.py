@@ -60,6 +60,8 @@ class Row:
 
     def by_teacher(self) -> list[float]:
         """Mean accuracy over those seeds with each teacher; nothing where there is one teacher, or none."""
+        if self.num_teachers == 1:  # which runs may have called by more than one path
+            return []
         found: dict[str, list[float]] = {}
         for result in self.counted_results:
             if result.teacher is not None:

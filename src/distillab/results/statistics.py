@@ -246,9 +246,11 @@ def rank_intervals(runs: Runs) -> dict[str, tuple[int, int]]:
     Source: Klein, Wright, Wieczorek 2020, Journal of the Royal Statistical Society A 183, 589-606.
 
     Args:
-        runs: Of all methods. One without any run gets no rank.
+        runs: Of all methods. One without any run gets no rank, nor does one that nobody stands beside.
     """
     ranked = [method for method, by_seed in runs.items() if by_seed]
+    if len(ranked) == 1:
+        return {}
     ranks = {method: (1, len(ranked)) for method in ranked}
     for d in differences(runs, combinations(ranked, 2)):
         if d.verdict != "no difference shown":

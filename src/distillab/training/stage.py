@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -94,8 +94,8 @@ class StageReport:
     terms: tuple[str, ...]
     seconds: float
     history: tuple[Mapping[str, float], ...] = ()
-    best: Best | None = None
-    last: dict[str, Tensor] | None = None
+    best: Best | None = field(default=None, repr=False)
+    last: dict[str, Tensor] | None = field(default=None, repr=False)
     validation: Evaluation | None = None
     validation_before_recalibration: Evaluation | None = None
 
