@@ -217,6 +217,9 @@ def test_the_hint_layer_of_a_foreign_model_is_the_middle_one_that_gives_a_map():
     assert default_hint_layer(net(nn.Sequential(conv(), conv(), conv())), 8) == "0.1"
     assert default_hint_layer(net(conv()), 8) == "0"
     assert default_hint_layer(Foreign(), 8) == "norm"
+    # A body that ends in flat features holds its maps inside.
+    body = nn.Sequential(conv(), nn.ReLU(), conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert default_hint_layer(nn.Sequential(body, nn.Linear(3, 5)), 8) == "0.2"
     with pytest.raises(ConfigError, match="no layer of this model gives a map"):
         default_hint_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5)), 8)
 

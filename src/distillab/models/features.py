@@ -145,7 +145,8 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
 
     It is the model's own `hint_layer` where it has one. Elsewhere it is the middle one (the later of two) of the
     top-level children that have parameters, run once and give a map [N, D, H, W] of more than one pixel; where
-    there is only one such child (a `features` block), the middle is looked for inside it.
+    there is only one such child (a `features` block), the middle is looked for inside it, and where there is none
+    inside the first that holds some: a body may end in flat features.
 
     Args:
         model: Any module that maps images to logits.
@@ -160,7 +161,20 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
     own = getattr(model, "hint_layer", None)
     if isinstance(own, str):
         return own
-    parent, large = "", [""]
+    for start in ("", *_children_with_parameters(model, "")):
+        found = _middle_below(model, start, image_size)
+        if found is not None:
+            return found
+    raise ConfigError(
+        "no layer of this model gives a map [N, D, H, W], as far as two levels deep, so there is no middle one to take",
+        where="hint_layer",
+        hint="name one (distill.hint_layer, distill.guided_layer): " + ", ".join(tappable_layers(model)[:5]) + ", ...",
+    )
+
+
+def _middle_below(model: nn.Module, start: str, image_size: int) -> str | None:
+    """The middle one of the layers in one; None where none of its children gives a map."""
+    parent, large = start, [start]
     while len(large) == 1:
         [parent] = large
         maps = _children_with_maps(model, parent, image_size)
@@ -168,22 +182,19 @@ def default_hint_layer(model: nn.Module, image_size: int) -> str:
         large = [name for name, pixels in maps.items() if pixels > 1] or (list(maps) if len(maps) == 1 else [])
     if large:
         return large[len(large) // 2]
-    if parent:
-        return parent
-    raise ConfigError(
-        "no layer of this model gives a map [N, D, H, W], so there is no middle one to take",
-        where="hint_layer",
-        hint="name one: " + ", ".join(tappable_layers(model)[:5]) + ", ...",
-    )
+    return parent if parent != start else None
+
+
+def _children_with_parameters(model: nn.Module, parent: str) -> dict[str, nn.Module]:
+    children = _named_root(model).get_submodule(parent).named_children()
+    return {
+        f"{parent}.{name}".lstrip("."): child for name, child in children if next(child.parameters(), None) is not None
+    }
 
 
 def _children_with_maps(model: nn.Module, parent: str, image_size: int) -> dict[str, int]:
     """Children that have parameters, run once and give maps: name -> pixels of its map."""
-    children = {
-        f"{parent}.{name}".lstrip("."): child
-        for name, child in _named_root(model).get_submodule(parent).named_children()
-        if next(child.parameters(), None) is not None
-    }
+    children = _children_with_parameters(model, parent)
     runs: dict[str, list[Any]] = {name: [] for name in children}
     with _hooks(children, lambda name, output: runs[name].append(output)):
         _probe(model, image_size, model)
