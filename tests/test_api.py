@@ -107,6 +107,7 @@ def test_nothing_is_printed_or_written(tmp_path, monkeypatch, capfd):
         ({"method": "takd"}, "needs a model for the assistant"),
         ({"assistant": tiny.TinyNet(3)}, "has no assistant"),
         ({"options": {"temprature": 1}}, "unknown setting 'temprature'"),
+        ({"temperature": 2.0}, "temperature is a setting of the method"),
         ({"epoch": 3}, "unknown setting 'epoch'"),
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "no effect"),
         ({"method": "kdd"}, "unknown method 'kdd'"),
@@ -115,6 +116,19 @@ def test_nothing_is_printed_or_written(tmp_path, monkeypatch, capfd):
 def test_wrong_use_is_told_by_name(more, message):
     with pytest.raises(ConfigError, match=message):
         distill(tiny.TinyNet(3), tiny.TinyNet(3), tiny.dataset(), **{**SETTINGS, **more})
+
+
+def test_a_name_is_no_model():
+    for call in (lambda: train("cnn16", tiny.dataset()), lambda: distill(tiny.TinyNet(3), "cnn16", tiny.dataset())):
+        with pytest.raises(ConfigError, match=r"a torch\.nn\.Module is needed, not 'cnn16'"):
+            call()
+
+
+def test_what_is_shown_of_a_result_is_no_flood():
+    assert len(repr(tiny.dataset())) < 500
+    result = train(tiny.TinyNet(3), tiny.dataset(), **SETTINGS)
+    assert len(repr(result)) < 1000
+    assert all(len(repr(stage)) < 2000 for stage in result.stages)
 
 
 @pytest.mark.parametrize("teacher", [tiny.TinyNet(3), NormalizedModel(tiny.TinyNet(3), 3, image_size=tiny.SIZE)])
@@ -180,6 +194,7 @@ def test_a_loaders_order_hangs_on_the_seed_and_not_on_the_callers_generator():
     assert not torch.equal(trained(1, seed=1), reference)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
 def test_weights_do_not_hang_on_the_number_of_a_loaders_workers():
     def trained(workers):
         torch.manual_seed(0)

@@ -104,6 +104,7 @@ def train(
         ConfigError: Unknown setting, or one without effect on such data.
         DistillabError: Of the other kinds in `errors.py`.
     """
+    _check_modules({"model": model})
     config = _config(settings, seed, device)
     compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
     with computing(compute, config.threads):
@@ -150,14 +151,19 @@ def distill(
             or has no part in the plan.
         DistillabError: Of the other kinds in `errors.py`.
     """
-    config = _config(settings, seed, device)
     plan = find_plan(method)
+    for name in settings:
+        if name in plan_options(plan).model_fields:
+            hint = f'give it among its options: options={{"{name}": ...}}'
+            raise ConfigError(f"{name} is a setting of the method", where=name, hint=hint)
+    config = _config(settings, seed, device)
     chosen = validated(plan_options(plan), options or {}, where="options")
     models: dict[Role, nn.Module] = {"teacher": teacher, "student": student}
     if assistant is not None:
         if not plan.uses_assistant:
             raise ConfigError(f"'{plan.name}' has no assistant", where="assistant", hint="leave it out, or use takd")
         models["assistant"] = assistant
+    _check_modules(models)
     compute = choose_compute(config.device, config.training.precision, deterministic=config.training.deterministic)
     with computing(compute, config.threads), evaluation_mode(teacher):
         feed = _feed(data, validation, test, models, config, compute, observer)
@@ -196,6 +202,7 @@ def evaluate(
     """
     compute = choose_compute(device)
     models = {"model": model} if teacher is None else {"model": model, "teacher": teacher}
+    _check_modules(models)
     batches: EvaluationBatches | LoaderBatches
     if isinstance(data, Dataset):
         batches = EvaluationBatches(
@@ -222,6 +229,16 @@ def _config(settings: Mapping[str, Any], seed: int, device: str) -> RunConfig:
             values = merged(values, {section: {name: settings[name]}})
     rest = {k: v for k, v in settings.items() if k not in ("epochs", "batch_size", "learning_rate")}
     return check(validated(RunConfig, merged(values, rest)))
+
+
+def _check_modules(models: Mapping[Any, nn.Module]) -> None:
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"a torch.nn.Module is needed, not {model!r}",
+                where=name,
+                hint="build one: build_model('cnn16', num_classes=10)",
+            )
 
 
 def _feed(
