@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import tomli_w
-
-from distillab.config import TrainConfig, to_toml
+from distillab.config import TrainConfig
 from distillab.outside_code import mentions_code
 from distillab.report.collect import Collection, Variant
 from distillab.report.document import Block, Figures, Listing
+from distillab.report.telling_apart import all_settings
 from distillab.results.run_record import Run, shown_path, spelt
 from distillab.tables import Column, Table
 
@@ -33,50 +30,23 @@ def reproduction(collection: Collection) -> list[Block]:
         series = tuple(range(len(collection.variants)))
         blocks.append(Figures("Settings in which rows differ.", Table(heads, cells), series))
     made = [variant for variant in collection.variants if variant.runs]
-    settings = [_settings(variant.first) for variant in made if variant.first.is_own]
-    shared = _shared(settings) if len(settings) > 1 else {}  # told once: what differs is to be seen
-    if shared:
+    settings = [all_settings(variant.first.config) for variant in made if variant.first.is_own]
+    shared = {}
+    if len(settings) > 1:  # told once: what differs is to be seen
+        shared = {name: value for name, value in settings[0].items() if all(one.get(name) == value for one in settings)}
         blocks.append(Listing("Settings that all rows share", "\n".join(_comments(_lines(shared)))))
     return [*blocks, *(_record(variant, shared) for variant in made)]
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    return tomllib.loads(to_toml(run.config))
-
-
-def _shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all of them have alike, table by table."""
-    first, *others = settings
-    found = {}
-    for name, value in first.items():
-        values = [one.get(name) for one in others]
-        tables = [one for one in values if isinstance(one, dict)]
-        if isinstance(value, dict) and len(tables) == len(values):
-            found[name] = _shared([value, *tables])
-        elif all(one == value for one in values):
-            found[name] = value
-    return {name: value for name, value in found.items() if value != {}}
-
-
-def _without(settings: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not shared, table by table."""
-    found = {
-        name: _without(value, shared.get(name, {})) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if isinstance(value, dict) or name not in shared
-    }
-    return {name: value for name, value in found.items() if value != {}}
-
-
-def _lines(settings: Mapping[str, Any]) -> list[str]:
-    return [f"  {line}" for line in tomli_w.dumps(settings).splitlines() if line]
+def _lines(settings: Mapping[str, str]) -> list[str]:
+    return [f"  {name} = {value}" for name, value in settings.items()]
 
 
 def _comments(lines: Sequence[str]) -> list[str]:
     return [f"# {spelt(line)}" for line in lines]
 
 
-def _record(variant: Variant, shared: Mapping[str, Any]) -> Listing:
+def _record(variant: Variant, shared: Mapping[str, str]) -> Listing:
     """How a row came about, and the commands that make it again; all else is a comment, so that it can be pasted.
 
     Args:
@@ -93,7 +63,7 @@ def _record(variant: Variant, shared: Mapping[str, Any]) -> Listing:
         f"distillab {environment.distillab}{commit}, python {environment.python}, {versions}",
         f"on {environment.device_name or environment.device}, {environment.threads} threads, {environment.platform}",
         f"settings of the first run{', beside those that all rows share' if shared else ''}:",
-        *_lines(_without(_settings(run), shared)),
+        *_lines({name: value for name, value in all_settings(run.config).items() if shared.get(name) != value}),
     ]
     if not run.is_own:
         told.insert(0, "this teacher was trained elsewhere, and what follows is of a student of it")

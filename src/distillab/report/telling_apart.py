@@ -15,8 +15,14 @@ _NOT_OF_A_VARIANT = frozenset(("seed", *OF_THE_PLACE))
 
 def flat_settings(config: RunConfig) -> dict[str, str]:
     """Settings that tell variants apart: dotted name -> value; those of the seed and of the place do not."""
-    own = {key: value for key, value in settings_of(config).items() if key not in _NOT_OF_A_VARIANT}
-    return dict(sorted(_leaves(own, "")))
+    return {
+        name: value for name, value in all_settings(config).items() if name.partition(".")[0] not in _NOT_OF_A_VARIANT
+    }
+
+
+def all_settings(config: RunConfig) -> dict[str, str]:
+    """Every setting that has a value: dotted name -> value."""
+    return dict(sorted(_leaves(settings_of(config), "")))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
