@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from distillab.config import resolve_distill
-from distillab.identity import differences, identity_sha256, made_by, run_identity
+from distillab.identity import changed_settings, differences, few_of, identity_sha256, made_by, run_identity
 from distillab.models.catalog import build_model
 from distillab.runtime.device import choose_compute
 
@@ -105,3 +105,20 @@ def test_another_arithmetic_makes_another_trajectory(change):
     compute = choose_compute("cpu", "float32")
     decisive, told = differences(made_by([], compute), made_by([], dataclasses.replace(compute, **change)))
     assert (len(decisive), told) == (1, [])
+
+
+def test_changed_settings_are_told_but_for_those_of_the_place():
+    before = resolve_distill(tiny.RECIPE, {})
+    after = resolve_distill(
+        tiny.RECIPE, {"data": "digits", "threads": 2, "seed": 3, "distill": {"temperature": 2.5}, "output": "other"}
+    )
+    assert changed_settings(before, before) == []
+    assert sorted(changed_settings(before, after)) == ["distill.temperature was 4.0, is 2.5", "seed was 0, is 3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["a"], "a"), (["a", "b", "c"], "a; b; c"), (["a", "b", "c", "d", "e"], "a; b; c (and 2 more)")],
+)
+def test_of_many_differences_three_are_told(words, line):
+    assert few_of(words) == line

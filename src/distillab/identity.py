@@ -18,6 +18,8 @@ from distillab.runtime.device import Compute
 from distillab.runtime.reproducibility import NUMERICS
 
 _WITHOUT_INFLUENCE = ("distillab", "torch")
+_OUTSIDE = ("data", "teacher", "teacher_model")  # an identity has the hash of what is in there
+_MOST_TOLD = 3
 
 
 def run_identity(
@@ -33,14 +35,19 @@ def run_identity(
     Returns:
         JSON values; runs that give equal results have equal ones.
     """
-    settings = settings_of(config)
-    for key in OF_THE_PLACE:
-        settings.pop(key, None)
-    settings["training"].pop("execution")
+    settings = _own_settings(config)
     settings["data"] = dataset.sha256
     if loaded_teacher is not None:
         settings.pop("teacher_model", None)
         settings["teacher"] = weights_sha256(loaded_teacher)
+    return settings
+
+
+def _own_settings(config: TrainConfig | DistillConfig) -> dict[str, Any]:
+    settings = settings_of(config)
+    for key in OF_THE_PLACE:
+        settings.pop(key, None)
+    settings["training"].pop("execution")
     return settings
 
 
@@ -92,6 +99,23 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
         kind = told if path[0] in _WITHOUT_INFLUENCE else decisive
         kind.append(f"{'.'.join(path)} was {_short(before)}, is {_short(after)}")
     return decisive, told
+
+
+def changed_settings(before: TrainConfig | DistillConfig, now: TrainConfig | DistillConfig) -> list[str]:
+    """Settings in which two runs are not the same, in words; what their paths of images and teachers lead to is not
+    looked at.
+    """
+    one, other = (_own_settings(config) for config in (before, now))
+    for settings in (one, other):
+        for name in _OUTSIDE:
+            settings.pop(name, None)
+    return [f"{'.'.join(path)} was {_short(old)}, is {_short(new)}" for path, old, new in _differing(one, other, ())]
+
+
+def few_of(words: Sequence[str]) -> str:
+    """Some sentences of a list as one line: the first three, and how many more there are."""
+    more = f" (and {len(words) - _MOST_TOLD} more)" if len(words) > _MOST_TOLD else ""
+    return f"{'; '.join(words[:_MOST_TOLD])}{more}"
 
 
 def _differing(saved: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distillab.errors import ConfigError, nearest
@@ -34,6 +36,8 @@ def mentions_code(settings: object) -> bool:
 def find_function(target: str, *, where: str) -> Callable[..., Any]:
     """Import what `package.module:function` names. This runs the module's code.
 
+    A module is looked for in the current folder as well, after all other places: who names one stands beside it.
+
     Args:
         target: Module and function.
         where: The setting that named it.
@@ -45,6 +49,11 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
     if not names_code(target):
         raise ConfigError(f"'{target}' names no function", where=where, hint="write package.module:function")
     home, _, name = target.partition(":")
+    here = str(Path.cwd())
+    # Only now, and for good: what the module imports later may lie there too. Before somebody has named code, a folder
+    # `wandb/` of results must not pass for the package.
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(home)
     # Whatever a module raises while it is imported, the setting that named it is the place to look.
@@ -52,7 +61,7 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
         raise ConfigError(
             f"module '{home}' cannot be imported: {type(error).__name__}: {error}",
             where=where,
-            hint="install it, or put its folder on PYTHONPATH",
+            hint=_import_hint(home, name),
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -60,3 +69,9 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
         raise ConfigError(f"module '{home}' has no function '{name}'", where=where, hint=nearest(name, known))
     found: Callable[..., Any] = function
     return found
+
+
+def _import_hint(home: str, name: str) -> str:
+    if home.endswith(".py"):
+        return f"name the module, not its file: {home.removesuffix('.py')}:{name}"
+    return "install it, run this in its folder, or put that on PYTHONPATH"

@@ -15,7 +15,7 @@ from distillab.config import AnyConfig, DistillConfig, TrainConfig, alone, for_r
 from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.execution import Job, Trained, carry_out_together, train_alone
 from distillab.feeding import check_fits
-from distillab.identity import differences, made_by
+from distillab.identity import differences, few_of, made_by
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result
@@ -168,9 +168,8 @@ def _check_trajectory(checkpoint: Checkpoint, made: Mapping[str, Any], observer:
     for words in [*told, *(decisive if force else [])]:
         observer(Note(f"{checkpoint.path.name}: {words}"))
     if decisive and not force:
-        more = f" (and {len(decisive) - 3} more)" if len(decisive) > 3 else ""
         raise ConfigError(
-            f"the run would come out otherwise than it began: {'; '.join(decisive[:3])}{more}",
+            f"the run would come out otherwise than it began: {few_of(decisive)}",
             where=str(checkpoint.path),
             hint="put that back as it was, or go on all the same with --force",
         )

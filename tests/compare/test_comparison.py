@@ -16,7 +16,7 @@ import tiny
 from distillab.compare.config import ComparisonConfig
 from distillab.compare.estimate import estimate
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
-from distillab.errors import ConfigError, StorageError
+from distillab.errors import CheckpointError, ConfigError, StorageError
 from distillab.recipe import load_recipe
 from distillab.runtime.events import EpochEnded, Note, RunStarted, StageStarted
 
@@ -214,7 +214,7 @@ def test_a_copy_that_a_kill_cut_short_is_no_complete_run(tmp_path):
 def test_settings_that_changed_are_not_mixed_into_one_table(tmp_path):
     run(tmp_path / "table", seeds=1)
     asked = (tmp_path / "table" / "comparison.json").read_text()
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match=r"of other settings: optimizer\.learning_rate was 0\.05, is 0\.01\n"):
         run(tmp_path / "table", seeds=1, flags={"optimizer": {"learning_rate": 0.01}})
     assert (tmp_path / "table" / "comparison.json").read_text() == asked, "it can still go on as it was"
 
@@ -242,6 +242,17 @@ def test_another_teacher_is_noticed(tmp_path):
     shutil.copy(tmp_path / "other" / "teacher" / "teacher.safetensors", tmp_path / "table" / "teacher")
     with pytest.raises(ConfigError, match="another teacher"):
         run(tmp_path / "table", seeds=1)
+
+
+def test_a_result_that_is_damaged_is_named_with_what_makes_it_again(tmp_path):
+    whole = without_times(run(tmp_path / "table", seeds=1))
+    home = tmp_path / "table" / "seed-0" / "st"
+    (home / "result.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        run(tmp_path / "table", seeds=1)
+    assert caught.value.hint == f"remove {home} to have the run made again"
+    shutil.rmtree(home)
+    assert without_times(run(tmp_path / "table", seeds=1)) == whole
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):

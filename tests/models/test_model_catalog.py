@@ -32,6 +32,20 @@ def user_module(tmp_path, monkeypatch):
 
             def failing(num_classes):
                 raise RuntimeError("out of ideas")
+
+            class Auxiliary(nn.Module):
+                def __init__(self, num_classes):
+                    super().__init__()
+                    self.norm = nn.BatchNorm2d(3)
+                    self.linear = nn.Linear(3, num_classes)
+
+                def forward(self, images):
+                    logits = self.linear(self.norm(images).mean((2, 3)))
+                    return (logits, logits) if self.training else logits
+
+            class Plain(Auxiliary):
+                def forward(self, images):
+                    return self.linear(nn.functional.dropout(self.norm(images)).mean((2, 3)))
             """
         )
     )
@@ -112,6 +126,7 @@ def test_code_from_outside_is_not_even_imported_unless_it_is_allowed(user_module
         ("user_models:wrong", "returned a str"),
         ("user_models:failing", "RuntimeError: out of ideas"),
         ("not_a_module_at_all:build", "'not_a_module_at_all' cannot be imported"),
+        ("user_models.py:small", "name the module, not its file: user_models:small"),
         ("broken_models:build", "a_package_that_is_not_there"),
         ("user_models:", "names no model"),
         (":small", "names no model"),
@@ -122,6 +137,39 @@ def test_code_that_gives_no_model_is_refused_by_name(user_module, spec, says):
     with pytest.raises(ConfigError, match=says) as caught:
         build_model(spec, 4)
     assert caught.value.where == "model"
+
+
+def test_a_model_that_gives_something_else_in_training_is_refused_when_it_is_built(user_module):
+    with pytest.raises(ShapeError, match="returns a tuple, not a tensor of logits"):
+        build_model(f"{user_module}:Auxiliary", 4)
+
+
+def test_a_model_that_cannot_take_the_images_is_refused_when_it_is_built(user_module):
+    with pytest.raises(ShapeError, match=r"small fails on images of 48x48: RuntimeError: mat1 and mat2") as caught:
+        build_model(f"{user_module}:small", 4, image_size=48)
+    assert (caught.value.where, "--image-size" in caught.value.hint) == ("model", True)
+
+
+def test_a_model_is_tried_out_without_a_trace(user_module):
+    torch.manual_seed(5)
+    model = build_model(f"{user_module}:Plain", 4)
+    drawn = torch.rand(1)
+    assert model.training
+    assert int(model.inner.norm.num_batches_tracked) == 0
+    torch.manual_seed(5)
+    nn.Linear(3, 4)  # all that building it draws
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "beside_me.py").write_text(
+        "from torch.nn import Flatten, Linear, Sequential\n"
+        "def small(num_classes):\n    return Sequential(Flatten(), Linear(3072, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert build_model("beside_me:small", 4).num_classes == 4
+    del sys.modules["beside_me"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")

@@ -296,6 +296,27 @@ def test_numbers_that_cannot_be_are_refused(value: object, tmp_path: Path) -> No
         collect([tmp_path])
 
 
+def test_a_damaged_run_costs_no_more_than_itself(tmp_path: Path) -> None:
+    write_run(tmp_path / "teacher", "teacher")
+    write_run(tmp_path / "alone", "alone")
+    write_run(tmp_path / "st", "st")
+    write(tmp_path / "st" / "result.json", "{")
+    found = collect([tmp_path])
+    assert [one.name for one in found.variants] == ["teacher", "alone"]
+    (told,) = found.left_out
+    assert told.startswith(f"{tmp_path / 'st' / 'result.json'}: damaged, or no file of a run: ")
+
+
+def test_a_damaged_run_of_a_comparison_leaves_its_other_seeds(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.9}})
+    write(folder / "seed-1-0" / "st" / "env.json", "[]")
+    found = collect([folder])
+    seeds = {one.name: [run.result.seed for run in one.runs] for one in found.variants}
+    assert seeds == {"teacher": [0], "alone": [0, 1], "st": [0]}
+    (told,) = found.left_out
+    assert told.startswith(str(folder / "seed-1-0" / "st" / "env.json"))
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc", "seed-0/../../outside"])
 def test_a_comparison_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     write_run(tmp_path / "outside", "alone")

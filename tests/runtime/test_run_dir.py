@@ -41,6 +41,19 @@ def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_with_a_run_that_has_not_ended_names_what_lets_it_go_on(tmp_path):
+    home = tmp_path / "my run"
+    home.mkdir()
+    (home / "config.toml").write_text("")
+    with pytest.raises(StorageError, match="not come to its end") as caught:
+        check_free(home)
+    assert f"distillab resume '{home}'" in caught.value.hint
+    (home / "result.json").write_text("{}")
+    with pytest.raises(StorageError, match="not empty") as caught:
+        check_free(home)
+    assert "resume" not in caught.value.hint
+
+
 def test_what_comes_into_the_folder_before_the_lock_is_held_is_seen(tmp_path, monkeypatch):
     claim = run_dir.claim_dir
 

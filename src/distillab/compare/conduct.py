@@ -15,7 +15,7 @@ from distillab.compare.plan import ComparisonPlan, Group, PlannedRun
 from distillab.config import AnyConfig, DistillConfig, TrainConfig
 from distillab.data.dataset import Dataset
 from distillab.errors import CheckpointError, ConfigError, DistillabError, NonFiniteLossError
-from distillab.identity import arithmetic, identity_sha256, run_identity
+from distillab.identity import arithmetic, changed_settings, few_of, identity_sha256, run_identity
 from distillab.models.weights import load_model
 from distillab.results.run_record import Result, read_result
 from distillab.resume import read_config, resume, resume_or_run
@@ -211,13 +211,26 @@ def check_finished(configs: Iterable[AnyConfig], expected: Expected) -> None:
     for config in configs:
         if not is_complete(folder := home_of(config)):
             continue
-        result = read_result(folder)
+        try:
+            result = read_result(folder)
+        except CheckpointError as error:
+            error.hint = f"remove {folder} to have the run made again"
+            raise
         hint = "give another --output, or remove that folder to have the run made again"
         if result.run_sha256 != expected.sha256(config):
-            words = "the folder holds a run of other settings, images, or another teacher"
+            words = f"the folder holds a run of {_what_else(folder, config)}"
             raise ConfigError(words, where=str(folder), hint=hint)
         if otherwise := _computed_otherwise(result, config):
             raise ConfigError(f"the run was computed otherwise: {otherwise}", where=str(folder), hint=hint)
+
+
+def _what_else(folder: Path, config: AnyConfig) -> str:
+    """What was otherwise in a run that is not the one with these settings."""
+    try:
+        changed = changed_settings(read_config(folder, allow_code=True), config)  # read, and nothing of it is run
+    except DistillabError:
+        return "other settings, images, or another teacher"
+    return f"other settings: {few_of(changed)}" if changed else "other images, or another teacher"
 
 
 def _computed_otherwise(result: Result, config: AnyConfig) -> str:

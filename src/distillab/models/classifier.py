@@ -212,7 +212,7 @@ class NormalizedModel(Classifier):
             raise ShapeError(
                 f"the model returns a {type(logits).__name__}, not a tensor of logits",
                 where=self.spec,
-                hint="give its ModelInfo record an `output` function, or return the logits alone",
+                hint="return the logits alone, or wrap it: NormalizedModel(model, num_classes, output=...)",
             )
         if logits.shape != (images.shape[0], self.num_classes):
             raise ShapeError(

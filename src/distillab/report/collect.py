@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Literal
 
 from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig
-from distillab.errors import StorageError
+from distillab.errors import CheckpointError, StorageError
 from distillab.report.folders import ComparedRow, find_runs
 from distillab.report.telling_apart import distinct, flat_settings, told_apart
 from distillab.results.rows import Row
@@ -131,25 +131,29 @@ def collect(paths: Iterable[Path]) -> Collection:
 
     Raises:
         StorageError: A path has no run folder, or no run has come to its end.
-        CheckpointError: A file of a run is damaged, or is none of ours.
+        CheckpointError: There is no run but such as are damaged, or none of ours.
     """
     folders = find_runs(paths)
     left_out = list(folders.left_out)
+    broken: list[CheckpointError] = []
     complete = [folder for folder in folders.runs if (folder / "result.json").is_file()]
     left_out += [f"{shown_path(folder)} is not complete." for folder in folders.runs if folder not in complete]
-    groups = _grouped([read_run(folder) for folder in complete], left_out)
+    groups = _grouped(_read(complete, broken), left_out)
     guides = [group for group in groups if group[0].result.role != "student"]
     loose = [group for group in groups if group[0].result.role == "student"]
     homes = [home for home, _ in folders.comparisons]
     prefixes = distinct([readable(home.name) for home in homes]) if len(homes) + bool(loose) > 1 else [""] * len(homes)
     students = [
-        _compared(home, row, prefix, left_out)
+        _compared(home, row, prefix, left_out, broken)
         for (home, rows), prefix in zip(folders.comparisons, prefixes, strict=True)
         for row in rows
     ]
     students += _by_settings(loose, prefix="other runs" if homes else "")
     guides += _teachers_told([run for one in students for run in one.runs], guides)
+    left_out += [f"{error.where}: {error.message}." for error in broken]
     if not guides and not any(one.runs for one in students):
+        if broken:
+            raise broken[0]
         raise StorageError(
             "no run has come to its end",
             where=shown_path([*folders.runs, *homes][0]),
@@ -159,6 +163,17 @@ def collect(paths: Iterable[Path]) -> Collection:
     variants = [Variant(name, _place(group[0]), tuple(group)) for name, group in zip(named, guides, strict=True)]
     variants = sorted(variants, key=lambda one: _ORDER[one.place]) + _in_order(students)
     return Collection(tuple(variants), _differing(variants), tuple(left_out))
+
+
+def _read(folders: Iterable[Path], broken: list[CheckpointError]) -> list[Run]:
+    """Complete runs; what is wrong with the others is added to `broken`: one file costs no more than its run."""
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except CheckpointError as error:
+            broken.append(error)
+    return runs
 
 
 def _is_guide(variant: Variant) -> bool:
@@ -175,15 +190,15 @@ def _in_order(students: Sequence[Variant]) -> list[Variant]:
     return [replace(one, name=name) for one, name in zip(ordered, names, strict=True)]
 
 
-def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str]) -> Variant:
+def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str], broken: list[CheckpointError]) -> Variant:
     """A row of a comparison, with those of its runs that have come to their end."""
     table = readable(": ".join(filter(None, (prefix, row.table))))
-    runs = []
-    for folder in [home / name for name in row.run_dirs]:
-        if (folder / "result.json").is_file():
-            runs.append(read_run(folder))
-        else:
-            left_out.append(f"{shown_path(folder)} has not come to its end, or has diverged.")
+    asked = [home / name for name in row.run_dirs]
+    complete = [folder for folder in asked if (folder / "result.json").is_file()]
+    left_out += [
+        f"{shown_path(folder)} has not come to its end, or has diverged." for folder in asked if folder not in complete
+    ]
+    runs = _read(complete, broken)
     runs.sort(key=lambda run: run.result.seed)
     method = readable(row.method)
     return Variant(method, "alone" if method == ALONE else "distilled", tuple(runs), table, method, row)

@@ -264,12 +264,20 @@ def check_free(path: Path) -> None:
         return
     except OSError as error:
         raise storage_error(error, path) from error
-    if found:
+    if not found:
+        return
+    names = {entry.name for entry in found}
+    if {"config.toml", "result.json"} & names == {"config.toml"}:
         raise StorageError(
-            f"the run folder is not empty: it holds '{found[0].name}'",
+            "the run folder holds a run that has not come to its end",
             where=str(path),
-            hint="choose a new folder, or leave --output out to get one under runs/",
+            hint=f"let it go on: {shlex.join(['distillab', 'resume', str(path)])}; or choose a new folder",
         )
+    raise StorageError(
+        f"the run folder is not empty: it holds '{found[0].name}'",
+        where=str(path),
+        hint="choose a new folder, or leave --output out to get one under runs/",
+    )
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
