@@ -223,7 +223,7 @@ DAMAGE = {
     ),
     "a log that was cut": (
         drop_last_line,
-        {"metrics.jsonl": "1 epochs of 'student by takd', 2 in result.json"},
+        {"metrics.jsonl": "1 epoch of 'student by takd', 2 in result.json"},
     ),
     "a log in another order": (
         replace("metrics.jsonl", '"epoch": 1', '"epoch": 2'),

@@ -21,6 +21,7 @@ from distillab.results.run_record import RESULT_FORMAT
 from distillab.resume import read_config
 from distillab.runtime.files import check_format, read_json_object
 from distillab.runtime.run_dir import checkpoints_of
+from distillab.tables import amount
 from distillab.training.checkpoint import Checkpoint, CheckpointDir, read_checkpoint
 from distillab.training.stage import lines
 from distillab.training.state import reading_state
@@ -203,7 +204,9 @@ class RunFiles:
             expected = self.result.epochs
             for title in {**counts, **expected}:
                 if counts[title] != expected[title]:
-                    raise CheckpointError(f"{counts[title]} epochs of '{title}', {expected[title]} in result.json")
+                    raise CheckpointError(
+                        f"{amount(counts[title], 'epoch')} of '{title}', {expected[title]} in result.json"
+                    )
         self.log = log
         return f"epochs: {len(log)}{self._as_hashed('metrics.jsonl')}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,16 @@ def interval(bounds: Sequence[float] | None, *, signed: bool = False) -> str:
 
 
 def millions(count: float | None) -> str:
-    """A count in millions with two decimals."""
-    return ABSENT if count is None else f"{count / 1e6:,.2f}"
+    """A count in millions with two decimals, or as many as a small one needs for two digits."""
+    if count is None:
+        return ABSENT
+    decimals = 2 if count >= 100_000 or not count else 1 - math.floor(math.log10(count / 1e6))
+    return f"{count / 1e6:,.{decimals}f}"
+
+
+def amount(count: int, noun: str) -> str:
+    """A number of things in words: "1 epoch", "2 epochs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def probability(p: float | None) -> str:

@@ -27,7 +27,7 @@ from distillab.runtime.events import (
     describe_values,
     in_words,
 )
-from distillab.tables import Table
+from distillab.tables import Table, amount
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -254,7 +254,7 @@ class _Bars:
     def _end(self, event: StageEnded) -> None:
         bar = self._bars.pop(event.title)
         self._progress.remove_task(bar.task)
-        self._print(f"{event.title}: {event.epochs} epochs  {describe_values(bar.values)}")
+        self._print(f"{event.title}: {amount(event.epochs, 'epoch')}  {describe_values(bar.values)}")
 
     def _print(self, text: str) -> None:
         self._progress.console.print(Text(printable(text)), highlight=False, soft_wrap=True)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 from distillab.commands.compare import comparison_tables, estimate_tables
 from distillab.commands.outcome import plan_tables, results_table, run_rows
-from distillab.tables import Column, Table, records_table
+from distillab.tables import Column, Table, amount, millions, records_table
 
 TEST = {"top1": 0.9712, "nll": 0.12345, "ece": 0.0167, "teacher_agreement": None}
 
@@ -15,6 +17,27 @@ def test_a_row_is_in_percent_and_millions() -> None:
     row = {"method": "st", "model": "cnn16", **TEST, "teacher_agreement": 0.98, "parameters": 705_402, "macs": 25e6}
     table = results_table([row | {"seconds": 12.34}])
     assert table.rows == (("st", "cnn16", "97.1", "0.123", "1.7", "98.0", "0.71", "25.00", "12.3"),)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (None, "-"),
+        (0, "0.00"),
+        (24_110_000, "24.11"),
+        (705_402, "0.71"),
+        (99_900, "0.100"),
+        (3_460, "0.0035"),
+        (2e9, "2,000.00"),
+    ],
+)
+def test_a_small_count_has_two_digits_in_millions_too(count: float | None, shown: str) -> None:
+    assert millions(count) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 steps"), (1, "1 step"), (1_200, "1,200 steps")])
+def test_one_thing_is_no_plural(count: int, shown: str) -> None:
+    assert amount(count, "step") == shown
 
 
 def test_what_a_row_does_not_have_is_a_dash_and_an_empty_column_is_gone() -> None:

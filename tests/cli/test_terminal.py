@@ -167,7 +167,7 @@ def test_an_event_without_numbers_is_shown(capsys: pytest.CaptureFixture[str]) -
             Note("n"),  # said before
         ):
             observe(event)
-    assert capsys.readouterr().err.splitlines() == ["s: 1 epochs of 1 steps", "n", "s  epoch 1/1"]
+    assert capsys.readouterr().err.splitlines() == ["s: 1 epoch of 1 step", "n", "s  epoch 1/1"]
 
 
 def photos(folder: Path, images: int = 40) -> Path:

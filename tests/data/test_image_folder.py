@@ -154,6 +154,13 @@ def test_sizes_are_stored_side_by_side(pets, open_it, notes):
     assert times_decoded(notes) == 2
 
 
+def test_that_images_are_scaled_is_said_with_their_size(pets, open_it, notes):
+    open_it(pets)
+    assert not any("are scaled to" in text for text in notes)
+    open_it(pets, image_size=4)
+    assert f"{pets.resolve()}: images are scaled to 4x4 pixels; the first one has 8x8" in notes
+
+
 def test_the_manifest_tells_files_and_sizes(pets, open_it, tmp_path):
     open_it(pets)
     (path,) = (tmp_path / "data" / "image_folders").glob("pets-????????/manifest.json")

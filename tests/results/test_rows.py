@@ -98,6 +98,15 @@ def test_with_several_teachers_a_seed_took_as_long_as_its_runs_on_average():
     assert (found["num_seeds"], found["seconds_mean"]) == (1, 70.0)
 
 
+def test_a_time_that_nobody_knows_is_none_and_no_time():
+    runs = [made_up(seed, 0.8 + 0.01 * seed, seconds=seconds) for seed, seconds in enumerate((50.0, None, 70.0))]
+    quick = [made_up(seed, 0.5, seconds=40.0) for seed in range(3)]
+    rows = [Row("", name, tuple(own), ("a", "b", "c")) for name, own in (("alone", quick), ("st", runs))]
+    alone, st = counted(rows).rows
+    assert (alone["seconds_mean"], st["seconds_mean"]) == (40.0, None)
+    assert (st["versus_alone"]["verdict"], st["versus_alone"]["points_per_extra_minute"]) == ("better", None)
+
+
 def test_one_teacher_by_two_names_is_one_teacher():
     one = row("st", made_up(0, 0.6, source="runs/t"), made_up(1, 0.7, source="/home/me/runs/t"))
     found = counted([one])

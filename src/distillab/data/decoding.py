@@ -75,6 +75,15 @@ def decode_image(path: Path | str, image_size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
+def size_of(path: Path | str) -> tuple[int, int] | None:
+    """Width and height that an image file says it has, in pixels; None where it cannot be read. Decodes nothing."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except Exception:  # whatever it is, decoding the file tells it
+        return None
+
+
 def _read(path: Path | str) -> Image.Image:
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distillab.data.config import SplitConfig
 from distillab.data.dataset import Dataset
-from distillab.data.decoding import EXTENSIONS, decode_images
+from distillab.data.decoding import EXTENSIONS, decode_images, size_of
 from distillab.data.splits import validation_split
 from distillab.data.store import Source, open_stored
 from distillab.errors import ConfigError, DataError
@@ -93,6 +93,10 @@ def open_image_folder(
         train, test = _hold_out(train, split, folder)
         key |= {"test_fraction": split.test_fraction, "seed": split.seed}
     files = train + test
+    size = size_of(folder / files[0].path)
+    if size not in (None, (image_size, image_size)):
+        shape = "{}x{}".format(*size)
+        observer(Note(f"{folder}: images are scaled to {image_size}x{image_size} pixels; the first one has {shape}"))
 
     def fill(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         decode_images([folder / file.path for file in files], images)

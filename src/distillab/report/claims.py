@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from distillab.evaluation.metrics import wilson_interval
 from distillab.report.collect import Collection, Variant
 from distillab.results.rows import Counted
+from distillab.tables import amount
 
 
 def claims(collection: Collection, counted: Counted) -> list[str]:
@@ -21,7 +22,7 @@ def claims(collection: Collection, counted: Counted) -> list[str]:
     distilled = [variant for variant in collection.of("distilled") if not math.isnan(variant.top1)]
     if not distilled:
         count = len(collection.variants)
-        return [f"{count} model{'s' * (count > 1)} trained alone, no distilled student: nothing is compared."]
+        return [f"{amount(count, 'model')} trained alone, no distilled student: nothing is compared."]
     compared = [(one, against) for one in distilled if (against := collection.alone_of(one))]
     if not compared:
         why = "with the settings of the distilled ones " if alone else ""

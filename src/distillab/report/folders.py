@@ -13,6 +13,7 @@ from distillab.errors import DistillabError, StorageError
 from distillab.results.comparison import RESULT, RESULT_FORMAT, is_comparison
 from distillab.results.run_record import damaged, parsed, shown_path, unreadable
 from distillab.runtime.run_dir import read_group
+from distillab.tables import amount
 
 _DEEPEST_FOLDER = 4
 _OF_ONE_RUN = "config.toml"
@@ -88,7 +89,7 @@ def find_runs(paths: Iterable[Path]) -> Folders:
     superseded = [folder for folder in runs if folder not in in_rows and _is_superseded(folder, rows)]
     if superseded:
         left_out.append(
-            f"{len(superseded)} run{'s' * (len(superseded) > 1)} in the folder of a comparison, but in none of its "
+            f"{amount(len(superseded), 'run')} in the folder of a comparison, but in none of its "
             "rows: left by another request."
         )
     loose = tuple(folder for folder in runs if folder not in in_rows and folder not in superseded)

@@ -94,8 +94,6 @@ def _rows(collection: Collection, students: Counted) -> list[dict[str, Any]]:
             row = of_students[variant.row.table, variant.row.method]
         else:
             row = {**counted([variant.row]).rows[0], "rank": None}  # nobody is held against them
-            if any(result.timing.seconds is None for result in variant.row.results):
-                row["seconds_mean"] = None  # a teacher that was given: nobody knows how long it took
         rows.append({**row, "role": variant.place})
     return rows
 

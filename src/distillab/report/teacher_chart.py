@@ -96,7 +96,7 @@ def _by_seed(counts: Sequence[tuple[int, int, int]]) -> dict[int, Run]:
     for seed, count, total in counts:
         if total:
             found.setdefault(seed, []).append(count / total)
-    return {seed: Run(fmean(shares), 0.0) for seed, shares in found.items()}
+    return {seed: Run(fmean(shares), seconds=None) for seed, shares in found.items()}
 
 
 def _share(counts: Sequence[tuple[int, int, int]]) -> tuple[float | None, Sequence[float] | None]:

@@ -14,7 +14,7 @@ from typing import Any
 from distillab.evaluation.metrics import wilson_interval
 from distillab.results.run_record import Result
 from distillab.results.sentences import sentences
-from distillab.results.statistics import Run, as_rows, compare
+from distillab.results.statistics import Run, as_rows, compare, mean_of
 
 _STARTS_A_FORMULA = ("=", "+", "-", "@")
 
@@ -49,7 +49,7 @@ class Row:
         left out.
         """
         return {
-            seed: Run(fmean(one.test.top1 for one in results), fmean(one.timing.seconds or 0.0 for one in results))
+            seed: Run(fmean(one.test.top1 for one in results), mean_of([one.timing.seconds for one in results]))
             for seed, results in self._whole_seeds().items()
         }
 

@@ -34,11 +34,11 @@ class Run(NamedTuple):
 
     Attributes:
         top1: Test accuracy, 0..1.
-        seconds: Of training, on the device that all runs of the table had.
+        seconds: Of training, on the device that all runs of the table had; None where nobody knows.
     """
 
     top1: float
-    seconds: float
+    seconds: float | None
 
 
 Runs = Mapping[str, Mapping[int, Run]]
@@ -55,7 +55,7 @@ class Summary:
         std: Over seeds, with n - 1; None with less than two runs.
         interval: 95 % t-interval of the mean, (low, high), as far as it lies within 0..1; None with less than two runs
             or if all are equal.
-        seconds: Mean training time; None without a run.
+        seconds: Mean training time; None without a run, or where that of one is not known.
     """
 
     num_seeds: int
@@ -73,7 +73,7 @@ class Difference:
         method: Who is compared.
         baseline: With whom.
         num_pairs: Seeds that both have.
-        extra_seconds: Mean of how much longer the method trains; None without a pair.
+        extra_seconds: Mean of how much longer the method trains; None without a pair, or where a time is not known.
         mean: Of the differences in accuracy; None without a pair.
         std: Of these differences, with n - 1; None with less than two pairs.
         interval: 95 % t-interval of this mean by itself, (low, high), as far as it lies within -1..1; not corrected for
@@ -148,7 +148,7 @@ def compare(runs: Runs) -> Comparison:
     """
     for method, by_seed in runs.items():
         for seed, run in by_seed.items():
-            if not all(map(math.isfinite, run)):
+            if not all(math.isfinite(value) for value in run if value is not None):
                 where = f"{method}, seed {seed}"
                 raise ConfigError(f"{run} cannot be compared", where=where, hint="leave out runs that diverged")
     versus = {}
@@ -168,7 +168,13 @@ def summarise(runs: Collection[Run]) -> Summary:
     """
     values = [run.top1 for run in runs]
     mean, std, interval, _ = _t_test(values, scale=max(map(abs, values), default=0.0), lowest=0.0)
-    return Summary(len(values), mean, std, interval, fmean(run.seconds for run in runs) if runs else None)
+    return Summary(len(values), mean, std, interval, mean_of([run.seconds for run in runs]))
+
+
+def mean_of(values: Collection[float | None]) -> float | None:
+    """The mean of values that are all known; None without one."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def differences(runs: Runs, pairs: Iterable[tuple[str, str]]) -> list[Difference]:
@@ -186,8 +192,9 @@ def differences(runs: Runs, pairs: Iterable[tuple[str, str]]) -> list[Difference
 def _difference(runs: Runs, method: str, baseline: str) -> Difference:
     seeds = runs[method].keys() & runs[baseline].keys()
     pairs = [(runs[method][seed], runs[baseline][seed]) for seed in seeds]
-    extra_seconds = fmean(ours.seconds - theirs.seconds for ours, theirs in pairs) if pairs else None
-    baseline_seconds = fmean(theirs.seconds for _, theirs in pairs) if pairs else None
+    own_seconds = mean_of([ours.seconds for ours, _ in pairs])
+    baseline_seconds = mean_of([theirs.seconds for _, theirs in pairs])
+    extra_seconds = None if own_seconds is None or baseline_seconds is None else own_seconds - baseline_seconds
     scale = max((abs(run.top1) for pair in pairs for run in pair), default=0.0)
     tested = _t_test([ours.top1 - theirs.top1 for ours, theirs in pairs], scale, lowest=-1.0)
     return Difference(method, baseline, len(pairs), extra_seconds, *tested, baseline_seconds=baseline_seconds)

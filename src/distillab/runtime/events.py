@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from distillab.tables import amount
+
 
 @dataclass(frozen=True)
 class RunStarted:
@@ -112,7 +114,7 @@ def in_words(event: Event) -> str | None:
         case Note(text=text):
             return text
         case StageStarted():
-            return f"{event.title}: {event.epochs} epochs of {event.steps_per_epoch} steps"
+            return f"{event.title}: {amount(event.epochs, 'epoch')} of {amount(event.steps_per_epoch, 'step')}"
         case EpochEnded():
             epoch = f"{event.epoch:>{len(str(event.epochs))}}/{event.epochs}"
             return f"{event.title}  epoch {epoch}  {describe_values(event.values)}".rstrip()
