@@ -15,7 +15,7 @@ from distillab.report.collect import Collection, collect
 from distillab.report.telling_apart import flat_settings
 from distillab.results.rows import Row, counted
 from distillab.results.run_record import read_result
-from made_up_runs import NUM_IMAGES, RECIPE, write, write_comparison, write_run
+from made_up_runs import NUM_IMAGES, RECIPE, scores, write, write_comparison, write_run
 
 
 def names(collection: Collection) -> list[str]:
@@ -381,6 +381,17 @@ def test_the_weights_of_a_teacher_lie_in_its_students_run_or_where_that_says(tmp
     assert told() == (False, given)
     (run / "teacher.safetensors").touch()
     assert told() == (True, run / "teacher.safetensors")
+
+
+def test_teachers_from_elsewhere_are_named_by_the_end_of_their_paths(tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        given = tmp_path / "a" / "long" / "way" / "off" / name / "teacher.pth"
+        given.parent.mkdir(parents=True)
+        given.touch()
+        part = {"source": str(given), "test": scores(0.9 + 0.01 * number)}
+        write_run(tmp_path / f"st-{number}", "st", seed=number, result={"teacher": part})
+    names = [one.name for one in collect([tmp_path]).of("teacher")]
+    assert names == ["teacher, source one/teacher.pth", "teacher, source two/teacher.pth"]
 
 
 def test_a_teacher_is_held_against_the_first_student_alone_that_there_is(tmp_path: Path) -> None:

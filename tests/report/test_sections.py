@@ -109,18 +109,53 @@ def test_mistakes_of_the_teacher_are_counted_as_the_runs_tell_them(tmp_path: Pat
     assert chart.numbers.rows[0][5:7] == ("92.11", "90.0")
 
 
-def test_where_the_teacher_is_wrong_students_are_held_against_the_one_alone_over_seeds(tmp_path: Path) -> None:
-    for seed, (own, others) in enumerate([(0.3, 0.5), (0.4, 0.7), (0.5, 0.7)]):
+def beside_teacher(folder: Path, *tops: tuple[float, float]) -> Chart:
+    """The chart of the student alone and of st: their accuracies where the teacher is wrong, a pair a seed."""
+    for seed, (own, others) in enumerate(tops):
         told = {"teacher_agreement": 0.9, "top1_where_teacher_wrong": own}
         part = {"model": "cnn8", "source": "t", "test": scores(0.95), "cost": {"parameters": 1, "macs": 1}}
-        write_run(tmp_path / f"alone-{seed}", "alone", seed=seed, result={"test": told, "teacher": part})
-        write_run(tmp_path / f"st-{seed}", "st", seed=seed, result={"test": {"top1_where_teacher_wrong": others}})
-    document = report_on(tmp_path)
-    chart = next(block for block in section(document, "teacher").blocks if isinstance(block, Chart))
+        write_run(folder / f"alone-{seed}", "alone", seed=seed, result={"test": told, "teacher": part})
+        write_run(folder / f"st-{seed}", "st", seed=seed, result={"test": {"top1_where_teacher_wrong": others}})
+    return next(block for block in section(report_on(folder), "teacher").blocks if isinstance(block, Chart))
+
+
+def test_where_the_teacher_is_wrong_students_are_held_against_the_one_alone_over_seeds(tmp_path: Path) -> None:
+    chart = beside_teacher(tmp_path, (0.3, 0.5), (0.4, 0.7), (0.5, 0.7))
     rows = {row[0]: row[1:5] for row in chart.numbers.rows}
     # Differences of 20, 30 and 20 points: mean 23.33, standard error sqrt(33.33 / 3) = 3.33, and 4.303 * 3.33 = 14.34.
     assert rows["alone"] == ("40.00", "-", "-", "-")
     assert rows["st"] == ("63.33", "+23.33", "+8.99 to +37.68", "0.020")
+    words = "st is right more often than the student alone, by 23.33 points (corrected p = 0.020)."
+    assert chart.description.endswith(f"Where the teacher is wrong {words}")
+
+
+@pytest.mark.parametrize(
+    ("tops", "end"),
+    [
+        (
+            [(0.5, 0.3), (0.7, 0.4), (0.7, 0.5)],
+            "st is right less often than the student alone, by 23.33 points (corrected p = 0.020).",
+        ),
+        ([(0.3, 0.5), (0.5, 0.3), (0.4, 0.4)], "no method is shown to differ from the student alone."),
+        ([(0.3, 0.5)], "right or wrong."),
+    ],
+)
+def test_what_is_shown_where_the_teacher_is_wrong_is_said(
+    tops: list[tuple[float, float]], end: str, tmp_path: Path
+) -> None:
+    assert beside_teacher(tmp_path, *tops).description.endswith(end)
+
+
+def test_models_of_several_data_sets_have_no_front_in_common(tmp_path: Path) -> None:
+    def told() -> str:
+        (chart,) = section(report_on(tmp_path), "cost").blocks
+        assert isinstance(chart, Chart)
+        return chart.description
+
+    write_run(tmp_path / "st", "st", top1=0.9)
+    assert "Pareto" in told()
+    write_run(tmp_path / "other", "st", top1=0.7, settings={"data": "cifar10"})
+    assert "Pareto" not in told()
 
 
 def test_a_teacher_without_a_mistake_leaves_nothing_to_show_there(tmp_path: Path) -> None:

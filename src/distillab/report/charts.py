@@ -179,20 +179,27 @@ _COSTS = (
 
 
 @themed()
-def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
-    """Accuracy against what a model costs, with the rows that no other row beats in both."""
+def cost_chart(rows: Sequence[Row], series: Sequence[Series], *, num_data_sets: int = 1) -> Chart:
+    """Accuracy against what a model costs, with the rows that no other row beats in both.
+
+    Args:
+        rows: All rows.
+        series: How each is drawn.
+        num_data_sets: Rows of several cannot beat each other.
+    """
+    front = num_data_sets == 1
     panels = []
     for key, title, scale in _COSTS:
         known = [(scale * row[key], 100 * row["top1_mean"], n) for n, row in enumerate(rows) if row[key]]
         if known:
-            panels.append(_against_cost(f"cost-{key.partition('_')[0]}", title, known, series))
+            panels.append(_against_cost(f"cost-{key.partition('_')[0]}", title, known, series, front=front))
     heads = ("top-1 %", "parameters M", "MACs M", "ms an image")
     return Chart(
         "cost",
         "Accuracy and cost",
-        "Test top-1 against what a model costs: its size, and its work and time for an image. The dotted line goes "
-        "through the rows that no cheaper row equals (the Pareto front). MACs are multiply-accumulates; time is that "
-        "of one image at a time on the machine that trained.",
+        "Test top-1 against what a model costs: its size, and its work and time for an image. "
+        + ("The dotted line goes through the rows that no cheaper row equals (the Pareto front). " if front else "")
+        + "MACs are multiply-accumulates; time is that of one image at a time on the machine that trained.",
         tuple(panels),
         Table(
             (Column("method"), Column("model"), *(Column(head, numeric=True) for head in heads)),
@@ -209,12 +216,15 @@ def cost_chart(rows: Sequence[Row], series: Sequence[Series]) -> Chart:
     )
 
 
-def _against_cost(name: str, cost: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series]) -> Panel:
+def _against_cost(
+    name: str, cost: str, points: Sequence[tuple[float, float, int]], series: Sequence[Series], *, front: bool
+) -> Panel:
     """Points (cost, top-1 in percent, number of the row), each with its name beside it where there is room for all."""
     drawing = Drawing(THIRD, 222, left=26, bottom=34, grid="both")
     axes = drawing.axes
-    best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
-    axes.step(sorted(x for x, _, _ in points), best, where="post", color=MUTED, linewidth=1.0, linestyle=":")
+    if front:
+        best = list(accumulate((y for _, y, _ in sorted(points, key=lambda p: (p[0], -p[1]))), max))
+        axes.step(sorted(x for x, _, _ in points), best, where="post", color=MUTED, linewidth=1.0, linestyle=":")
     for x, y, position in points:
         look = series[position]
         (point,) = axes.plot([x], [y], look.marker, color=look.colour)

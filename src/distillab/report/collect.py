@@ -291,8 +291,10 @@ def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """Settings of a run's model; of a teacher that only its student's run tells of, where it came from."""
-    return flat_settings(run.config) if run.is_own else {"source": shown_path(run.weights) if run.weights else "-"}
+    """Settings of a run's model; of a teacher that only its student's run tells of, the end of where it came from."""
+    if run.is_own:
+        return flat_settings(run.config)
+    return {"source": shown_path(Path(*run.weights.parts[-2:])) if run.weights else "-"}
 
 
 def _differing(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:

@@ -62,8 +62,8 @@ def build_document(
     sections = [
         _section("results", "Results", accuracy_chart(drawn, series), *_results_tables(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
-        _section("learning", "Learning", learning_curves(collection.variants, series)),
-        _section("cost", "Cost", cost_chart(drawn, series)),
+        _section("learning", "Learning curves", learning_curves(collection.variants, series)),
+        _section("cost", "Accuracy and cost", cost_chart(drawn, series, num_data_sets=len(_data_sets(collection)))),
         _section(
             "teacher",
             "Student and teacher",
@@ -137,7 +137,7 @@ def _facts(collection: Collection) -> dict[str, str]:
     seeds = sorted({run.result.seed for run in runs})
     machines = dict.fromkeys(run.environment.device_name or run.environment.device for run in runs)
     return {
-        "data": ", ".join(dict.fromkeys(run.result.data for run in runs)),
+        "data": ", ".join(_data_sets(collection)),
         "test images": f"{first.result.test.num_samples:,}",
         "rows": str(len(collection.variants)),
         "seeds" if len(seeds) > 1 else "seed": ", ".join(map(str, seeds)),
@@ -145,6 +145,10 @@ def _facts(collection: Collection) -> dict[str, str]:
         "distillab": ", ".join(dict.fromkeys(run.environment.distillab for run in runs)),
         "torch": ", ".join(dict.fromkeys(run.environment.versions.get("torch", ABSENT) for run in runs)),
     }
+
+
+def _data_sets(collection: Collection) -> list[str]:
+    return list(dict.fromkeys(run.result.data for variant in collection.variants for run in variant.runs))
 
 
 def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:

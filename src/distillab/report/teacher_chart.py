@@ -81,7 +81,7 @@ def teacher_chart(beside: Beside, rows: Sequence[Mapping[str, Any]], series: Seq
         "Where the teacher is wrong, and where it is right",
         f"The teacher errs on {errors} test images; merit-based methods (mbd) claim that they lose less there. Marks "
         "are means over seeds, bars 95 % intervals; of a single run they are over these images. Agreement is the share "
-        "of all test images for which both choose the same class, right or wrong.",
+        f"of all test images for which both choose the same class, right or wrong. {_claims(found, rows)}".strip(),
         tuple(panels),
         Table(
             (Column("method"), *(Column(head, numeric=True) for head in columns)),
@@ -123,6 +123,26 @@ def _versus_alone(beside: Beside, rows: Sequence[Mapping[str, Any]]) -> dict[int
             pairs = differences(runs, [(str(n), str(alone[0])) for n in others])
             found |= dict(zip(others, pairs, strict=True))
     return found
+
+
+def _claims(found: Mapping[int, Difference], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is shown of accuracy where the teacher is wrong, in words; "" where nothing could be."""
+    if all(difference.p_value is None for difference in found.values()):
+        return ""
+    shown = {n: difference for n, difference in found.items() if difference.verdict != "no difference shown"}
+    if not shown:
+        return "Where the teacher is wrong no method is shown to differ from the student alone."
+    told = [
+        f"{rows[n]['method']} is right {'more' if difference.verdict == 'better' else 'less'} often than the student "
+        f"alone, by {points(abs(difference.mean or 0.0))} points (corrected p {_is(difference.p_value)})"
+        for n, difference in shown.items()
+    ]
+    return f"Where the teacher is wrong {'; '.join(told)}."
+
+
+def _is(p_value: float | None) -> str:
+    shown = probability(p_value)
+    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def _cells(row: Mapping[str, Any], share: Mapping[str, Any], versus: Difference | None) -> tuple[str, ...]:
