@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
 from distillab.checks import (
+    check_assistant,
     _probability_of_hits,
     check_classes,
     check_labels,
@@ -110,6 +111,26 @@ def test_classes_of_a_half_precision_model_can_be_counted():
 def test_a_model_without_logits_is_refused():
     with pytest.raises(ShapeError, match=r"not floats \[N, C\]"):
         count_classes(nn.Conv2d(3, 3, 1), IMAGES)
+
+
+def with_widths(**widths):
+    """Linear models, 10,001 parameters for each of their outputs."""
+    return {role: nn.Linear(10_000, width) for role, width in widths.items()}
+
+
+@pytest.mark.parametrize("widths", [(8, 4, 2), (8, 8, 2), (8, 2, 2), (2, 4, 8)])
+def test_an_assistant_between_teacher_and_student_brings_no_word(widths):
+    models = with_widths(**dict(zip(("teacher", "assistant", "student"), widths, strict=True)))
+    assert told(check_assistant, models) == []
+    del models["assistant"]
+    assert told(check_assistant, models) == []
+
+
+@pytest.mark.parametrize("assistant", [40, 1])
+def test_an_assistant_that_is_not_between_the_others_is_told_with_all_sizes(assistant):
+    (text,) = told(check_assistant, with_widths(teacher=20, assistant=assistant, student=10))
+    size = {40: "0.40", 1: "0.010"}[assistant]
+    assert f"({size} M parameters, teacher 0.20, student 0.10): --assistant names another" in text
 
 
 @pytest.mark.parametrize("by", [0.0, 5e-4])

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from distillab.data.batch import Batch
 from distillab.data.dataset import Dataset
 from distillab.errors import DataError, NonFiniteLossError, ShapeError
+from distillab.evaluation.cost import count_parameters
 from distillab.evaluation.evaluate import collect_logits
 from distillab.models.classifier import Classifier, evaluation_mode
 from distillab.models.features import forward_features
 from distillab.runtime.device import Compute
 from distillab.runtime.events import Note, Observer
+from distillab.tables import millions
 from distillab.tensors import check_logits
 from distillab.training.config import Role
 
@@ -114,6 +116,23 @@ def check_normalization(model: Classifier, dataset: Dataset, *, where: str, obse
                 f"{where}: the model normalises images by {_statistics(*own)}, those of the data are "
                 f"{_statistics(*data)}: right if it was trained so"
             )
+        )
+
+
+def check_assistant(models: Mapping[Role, nn.Module], *, observer: Observer) -> None:
+    """Tell where an assistant, whose place is between teacher and student, is larger or smaller than both.
+
+    Args:
+        models: By role; without an assistant there is nothing to tell.
+        observer: Is told.
+    """
+    if "assistant" not in models:
+        return
+    teacher, assistant, student = (count_parameters(models[role]) for role in ("teacher", "assistant", "student"))
+    if not min(teacher, student) <= assistant <= max(teacher, student):
+        sizes = f"{millions(assistant)} M parameters, teacher {millions(teacher)}, student {millions(student)}"
+        observer(
+            Note(f"warning: the assistant is not between teacher and student ({sizes}): --assistant names another")
         )
 
 

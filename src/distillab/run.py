@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from distillab.checks import check_teacher
+from distillab.checks import check_assistant, check_teacher
 from distillab.config import AnyConfig, DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
 from distillab.errors import ConfigError, NonFiniteLossError
 from distillab.execution import Job, Trained, carry_out_together, train_alone
@@ -261,6 +261,7 @@ def build_models(scene: Scene, config: DistillConfig, teachers: Teachers | None 
     models["student"] = scene.build(config.student, "student")
     models["teacher"] = (teachers or Teachers()).get(scene, config)
     check_layers(plan, config.distill, models)
+    check_assistant(models, observer=scene.place.observer)
     return models
 
 
