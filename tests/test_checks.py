@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
 from distillab.checks import (
-    check_assistant,
     _probability_of_hits,
+    check_assistant,
     check_classes,
     check_labels,
     check_normalization,
