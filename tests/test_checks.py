@@ -17,6 +17,7 @@ from distillab.checks import (
     check_labels,
     check_normalization,
     check_teacher,
+    check_trainable,
     count_classes,
 )
 from distillab.data.batch import Batch
@@ -111,6 +112,40 @@ def test_classes_of_a_half_precision_model_can_be_counted():
 def test_a_model_without_logits_is_refused():
     with pytest.raises(ShapeError, match=r"not floats \[N, C\]"):
         count_classes(nn.Conv2d(3, 3, 1), IMAGES)
+
+
+class Auxiliary(nn.Module):
+    """Says more while it is trained, as some models from elsewhere do; takes images of 8x8."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.linear = nn.Linear(3 * 8 * 8, 4)
+
+    def forward(self, images):
+        logits = self.linear(nn.functional.dropout(self.norm(images)).flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+def test_a_model_that_gives_something_else_in_training_is_refused():
+    with pytest.raises(ShapeError, match="returns a tuple, not a tensor of logits"):
+        check_trainable(NormalizedModel(Auxiliary(), 4, image_size=8))
+
+
+def test_a_model_that_cannot_take_the_images_is_refused_with_their_size():
+    with pytest.raises(ShapeError, match=r"fails on images of 16x16: RuntimeError: mat1 and mat2") as caught:
+        check_trainable(NormalizedModel(Auxiliary(), 4, image_size=16, output=lambda said: said))
+    assert (caught.value.where, "--image-size" in caught.value.hint) == ("model", True)
+
+
+def test_a_model_is_tried_without_a_trace():
+    model = NormalizedModel(Auxiliary(), 4, image_size=8, output=lambda said: said[0] if isinstance(said, tuple) else said)
+    model.inner.linear.eval()
+    state, before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    check_trainable(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model.training, model.inner.linear.training) == (True, False)
 
 
 def with_widths(**widths):

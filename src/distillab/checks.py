@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -117,6 +118,32 @@ def check_normalization(model: Classifier, dataset: Dataset, *, where: str, obse
                 f"{_statistics(*data)}: right if it was trained so"
             )
         )
+
+
+def check_trainable(model: Classifier) -> None:
+    """Try a new model on two black images, in training and afterwards: it must give logits, whoever has written it.
+
+    Args:
+        model: On the CPU; not changed, and no random number is drawn.
+
+    Raises:
+        ShapeError: It gives no logits [N, C], or fails on images of its size.
+    """
+    images = torch.zeros(2, 3, model.image_size, model.image_size)
+    tried = copy.deepcopy(model)  # its statistics would be those of black images
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for training in (True, False):
+            try:
+                tried.train(training)(images)
+            except ShapeError:
+                raise
+            except Exception as error:
+                raise ShapeError(
+                    f"{model.spec} fails on images of {model.image_size}x{model.image_size}: "
+                    f"{type(error).__name__}: {error}",
+                    where="model",
+                    hint="mend it, or give it images of a size that it takes: --image-size N",
+                ) from error
 
 
 def check_assistant(models: Mapping[Role, nn.Module], *, observer: Observer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillab.checks import check_trainable
 from distillab.config import AnyConfig, TrainConfig, settings_of, shared_settings, to_toml
 from distillab.data.catalog import open_dataset
 from distillab.data.config import AugmentConfig
@@ -21,7 +22,7 @@ from distillab.evaluation.evaluate import Evaluation, collect_logits, evaluate
 from distillab.feeding import build_feed, build_place, common_image_size
 from distillab.guidance.cache import teacher_sha256
 from distillab.identity import identity_sha256, run_identity
-from distillab.models.catalog import build_model
+from distillab.models.catalog import MODELS, build_model
 from distillab.outside_code import mentions_code, names_code
 from distillab.preparation import Workplace
 from distillab.runtime.device import choose_compute, computing
@@ -87,6 +88,8 @@ class Scene:
                 std=self.dataset.std,
                 image_size=self.feed.image_size,
             )
+        if spec not in MODELS:
+            check_trainable(model)
         model.classes = self.dataset.classes
         return model
 

@@ -166,6 +166,7 @@ def test_weights_without_a_run_are_evaluated_on_data_that_is_named(trained: Path
         (("distill", "--teacher", "./none.pth"), 4),
         (("distill", "--teacher", "cnn99"), 2),
         (("train", "--model", "cnn99"), 2),
+        (("train", "--model", "tiny:build_flat"), 2),  # of images of another size
     ],
 )
 def test_a_run_that_cannot_start_leaves_no_folder(

@@ -32,20 +32,6 @@ def user_module(tmp_path, monkeypatch):
 
             def failing(num_classes):
                 raise RuntimeError("out of ideas")
-
-            class Auxiliary(nn.Module):
-                def __init__(self, num_classes):
-                    super().__init__()
-                    self.norm = nn.BatchNorm2d(3)
-                    self.linear = nn.Linear(3, num_classes)
-
-                def forward(self, images):
-                    logits = self.linear(self.norm(images).mean((2, 3)))
-                    return (logits, logits) if self.training else logits
-
-            class Plain(Auxiliary):
-                def forward(self, images):
-                    return self.linear(nn.functional.dropout(self.norm(images)).mean((2, 3)))
             """
         )
     )
@@ -137,28 +123,6 @@ def test_code_that_gives_no_model_is_refused_by_name(user_module, spec, says):
     with pytest.raises(ConfigError, match=says) as caught:
         build_model(spec, 4)
     assert caught.value.where == "model"
-
-
-def test_a_model_that_gives_something_else_in_training_is_refused_when_it_is_built(user_module):
-    with pytest.raises(ShapeError, match="returns a tuple, not a tensor of logits"):
-        build_model(f"{user_module}:Auxiliary", 4)
-
-
-def test_a_model_that_cannot_take_the_images_is_refused_when_it_is_built(user_module):
-    with pytest.raises(ShapeError, match=r"small fails on images of 48x48: RuntimeError: mat1 and mat2") as caught:
-        build_model(f"{user_module}:small", 4, image_size=48)
-    assert (caught.value.where, "--image-size" in caught.value.hint) == ("model", True)
-
-
-def test_a_model_is_tried_out_without_a_trace(user_module):
-    torch.manual_seed(5)
-    model = build_model(f"{user_module}:Plain", 4)
-    drawn = torch.rand(1)
-    assert model.training
-    assert int(model.inner.norm.num_batches_tracked) == 0
-    torch.manual_seed(5)
-    nn.Linear(3, 4)  # all that building it draws
-    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):

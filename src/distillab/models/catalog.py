@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
@@ -113,7 +112,7 @@ def build_model(
     Raises:
         ConfigError: An unknown name, a missing package, code that fails or returns no module, C < 2,
             impossible statistics.
-        ShapeError: The model takes images of another size, or somebody's own gives no logits [N, C].
+        ShapeError: The model takes images of another size.
     """
     if num_classes < 2:
         raise ConfigError(f"a classifier needs at least 2 classes, not {num_classes}", where="num_classes")
@@ -138,30 +137,7 @@ def build_model(
         model.hint_layer = info.hint_layer
     before = model.normalize.statistics
     model.normalize.assign(before[0] if mean is None else mean, before[1] if std is None else std)
-    if info is None:
-        _try_out(model)
     return model
-
-
-def _try_out(model: Classifier) -> None:
-    """See that a model which is not ours gives logits, in training too: before a run has taken its folder."""
-    import torch
-
-    images = torch.zeros(2, 3, model.image_size, model.image_size)
-    tried = copy.deepcopy(model)  # its statistics would be those of black images
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for training in (True, False):
-            try:
-                tried.train(training)(images)
-            except ShapeError:
-                raise
-            except Exception as error:
-                raise ShapeError(
-                    f"{model.spec} fails on images of {model.image_size}x{model.image_size}: "
-                    f"{type(error).__name__}: {error}",
-                    where="model",
-                    hint="mend it, or give it images of a size that it takes: --image-size N",
-                ) from error
 
 
 def _build(spec: str, num_classes: int, info: ModelInfo | None, allow_code: bool) -> nn.Module:
