@@ -139,7 +139,9 @@ def test_a_model_that_cannot_take_the_images_is_refused_with_their_size():
 
 
 def test_a_model_is_tried_without_a_trace():
-    model = NormalizedModel(Auxiliary(), 4, image_size=8, output=lambda said: said[0] if isinstance(said, tuple) else said)
+    model = NormalizedModel(
+        Auxiliary(), 4, image_size=8, output=lambda said: said[0] if isinstance(said, tuple) else said
+    )
     model.inner.linear.eval()
     state, before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
     check_trainable(model)

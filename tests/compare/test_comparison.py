@@ -86,6 +86,23 @@ def test_what_is_complete_is_not_done_again_and_a_comparison_can_grow(tmp_path):
     assert first["rows"][0]["top1_mean"] is not None
 
 
+def test_who_asks_for_less_is_told_what_is_no_longer_counted(tmp_path):
+    told = []
+
+    def note(event):
+        if isinstance(event, Note) and "no longer counted" in event.text:
+            told.append(event.text)
+
+    run(tmp_path / "table", seeds=2, observer=note)
+    run(tmp_path / "table", seeds=2, observer=note)
+    assert told == []
+    rows = run(tmp_path / "table", seeds=1, methods=("fitnet",), observer=note)["rows"]
+    assert [(row["method"], row["num_seeds"]) for row in rows] == [("alone", 1), ("fitnet", 1)]
+    assert "3 runs of the last tables of this folder, seed-1/alone; seed-0/st; seed-1/st; what" in told[0]
+    run(tmp_path / "table", seeds=1, methods=("st", "fitnet"), observer=note)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("stopped_in", ["teacher alone", "student by st"])
 def test_a_comparison_that_was_stopped_goes_on_to_the_same_table(tmp_path, stopped_in):
     whole = run(tmp_path / "whole")

@@ -23,14 +23,16 @@ from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import anchored, merged
 from distillab.errors import CheckpointError, Interrupted, StorageError
+from distillab.identity import few_of
 from distillab.recipe import checked
 from distillab.results.comparison import REQUEST, RESULT, is_comparison
 from distillab.results.rows import as_csv
-from distillab.runtime.events import Observer, RunStarted, silent
+from distillab.runtime.events import Note, Observer, RunStarted, silent
 from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
 from distillab.runtime.interruption import resume_command
 from distillab.runtime.run_dir import RUNS, RunDir, new_run_name
 from distillab.settings import validated
+from distillab.tables import amount
 
 
 def plan_request(
@@ -124,6 +126,7 @@ def run_comparison(
             stop.hint = go_on  # not only the runs that were under way
             raise
         result = comparison_result(plan)
+        _tell_of_earlier_runs(plan.folder, result, observer)
         home.write_json(RESULT, result)
         write_text(plan.folder / "results.csv", as_csv(result["rows"]))
         return result
@@ -170,6 +173,23 @@ def resume_comparison(
         allow_code=allow_code,
         force=force,
     )
+
+
+def _tell_of_earlier_runs(folder: Path, result: Mapping[str, Any], observer: Observer) -> None:
+    """Say which complete runs of the folder's last tables are in none of these: somebody has asked for less."""
+    try:
+        before = [str(name) for row in read_json_object(folder / RESULT)["rows"] for name in row["run_dirs"]]
+    except (OSError, CheckpointError, KeyError, TypeError):  # there were none, or none that can be read
+        return
+    now = {name for row in result["rows"] for name in row["run_dirs"]}
+    left = [name for name in before if name not in now and is_complete(folder / name)]
+    if left:
+        observer(
+            Note(
+                f"no longer counted, since nobody asks for them now: {amount(len(left), 'run')} of the last tables of "
+                f"this folder, {few_of(left)}; what is asked for again is counted again"
+            )
+        )
 
 
 def _check_ours(folder: Path) -> None:
