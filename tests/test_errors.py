@@ -1,10 +1,10 @@
-"""Errors that travel between processes."""
+"""Errors that travel between processes, and the words that they are made of."""
 
 import pickle
 
 import pytest
 
-from distillab.errors import ConfigError, DistillabError, Interrupted
+from distillab.errors import ConfigError, DistillabError, Interrupted, few_of
 
 
 def kinds(root=DistillabError):
@@ -29,3 +29,11 @@ def test_what_it_holds_besides_arrives_as_well():
     error = ConfigError("no", where="work")
     error.hint = "found out later"
     assert pickle.loads(pickle.dumps(error)).hint == "found out later"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["a"], "a"), (["a", "b", "c"], "a; b; c"), (["a", "b", "c", "d", "e"], "a; b; c (and 2 more)")],
+)
+def test_of_many_differences_three_are_told(words, line):
+    assert few_of(words) == line

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from distillab.config import resolve_distill
-from distillab.identity import changed_settings, differences, few_of, identity_sha256, made_by, run_identity
+from distillab.identity import changed_settings, differences, identity_sha256, made_by, run_identity
 from distillab.models.catalog import build_model
 from distillab.runtime.device import choose_compute
 
@@ -114,11 +114,3 @@ def test_changed_settings_are_told_but_for_those_of_the_place():
     )
     assert changed_settings(before, before) == []
     assert sorted(changed_settings(before, after)) == ["distill.temperature was 4.0, is 2.5", "seed was 0, is 3"]
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [(["a"], "a"), (["a", "b", "c"], "a; b; c"), (["a", "b", "c", "d", "e"], "a; b; c (and 2 more)")],
-)
-def test_of_many_differences_three_are_told(words, line):
-    assert few_of(words) == line

@@ -17,8 +17,10 @@ A message has three parts: what is wrong, where (a field, a file, a layer), and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+_MOST_TOLD = 3
 
 
 class DistillabError(Exception):
@@ -131,3 +133,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     listing = "known: " + ", ".join(names)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'? {listing}" if close else listing
+
+
+def few_of(words: Sequence[str]) -> str:
+    """Some sentences of a list as one line: the first three, and how many more there are."""
+    more = f" (and {len(words) - _MOST_TOLD} more)" if len(words) > _MOST_TOLD else ""
+    return f"{'; '.join(words[:_MOST_TOLD])}{more}"

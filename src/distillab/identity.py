@@ -19,7 +19,6 @@ from distillab.runtime.reproducibility import NUMERICS
 
 _WITHOUT_INFLUENCE = ("distillab", "torch")
 _OUTSIDE = ("data", "teacher", "teacher_model")  # an identity has the hash of what is in there
-_MOST_TOLD = 3
 
 
 def run_identity(
@@ -110,12 +109,6 @@ def changed_settings(before: TrainConfig | DistillConfig, now: TrainConfig | Dis
         for name in _OUTSIDE:
             settings.pop(name, None)
     return [f"{'.'.join(path)} was {_short(old)}, is {_short(new)}" for path, old, new in _differing(one, other, ())]
-
-
-def few_of(words: Sequence[str]) -> str:
-    """Some sentences of a list as one line: the first three, and how many more there are."""
-    more = f" (and {len(words) - _MOST_TOLD} more)" if len(words) > _MOST_TOLD else ""
-    return f"{'; '.join(words[:_MOST_TOLD])}{more}"
 
 
 def _differing(saved: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

@@ -12,10 +12,10 @@ from torch import nn
 
 from distillab.checks import check_assistant, check_teacher
 from distillab.config import AnyConfig, DistillConfig, TrainConfig, alone, for_role, is_weight_source, regime_of
-from distillab.errors import ConfigError, NonFiniteLossError
+from distillab.errors import ConfigError, NonFiniteLossError, few_of
 from distillab.execution import Job, Trained, carry_out_together, train_alone
 from distillab.feeding import check_fits
-from distillab.identity import differences, few_of, made_by
+from distillab.identity import differences, made_by
 from distillab.models.classifier import Classifier
 from distillab.models.weights import load_model
 from distillab.outcome import RunResult, distill_result, save_model, train_result

@@ -14,8 +14,8 @@ from torch import nn
 from distillab.compare.plan import ComparisonPlan, Group, PlannedRun
 from distillab.config import AnyConfig, DistillConfig, TrainConfig
 from distillab.data.dataset import Dataset
-from distillab.errors import CheckpointError, ConfigError, DistillabError, NonFiniteLossError
-from distillab.identity import arithmetic, changed_settings, few_of, identity_sha256, run_identity
+from distillab.errors import CheckpointError, ConfigError, DistillabError, NonFiniteLossError, few_of
+from distillab.identity import arithmetic, changed_settings, identity_sha256, run_identity
 from distillab.models.weights import load_model
 from distillab.results.run_record import Result, read_result
 from distillab.resume import read_config, resume, resume_or_run

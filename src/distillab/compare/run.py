@@ -22,8 +22,7 @@ from distillab.compare.plan import ComparisonPlan, plan_comparison
 from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned
 from distillab.config import anchored, merged
-from distillab.errors import CheckpointError, Interrupted, StorageError
-from distillab.identity import few_of
+from distillab.errors import CheckpointError, Interrupted, StorageError, few_of
 from distillab.recipe import checked
 from distillab.results.comparison import REQUEST, RESULT, is_comparison
 from distillab.results.rows import as_csv
