@@ -33,8 +33,8 @@ def main(words: Sequence[str] | None = None, program: Program | None = None) -> 
         program: What gives them a meaning; the command `distillab` if None.
 
     Returns:
-        0 done; 1 a bug, its traceback kept in a file; an error's own code (see `errors.py`); 130 Ctrl-C;
-        141 the reader of stdout went away; 143 SIGTERM.
+        0 done; 1 a bug, ours or in code that was named, its traceback kept in a file; an error's own code (see
+        `errors.py`); 130 Ctrl-C; 141 the reader of stdout went away; 143 SIGTERM.
     """
     # Start-up makes many objects and next to no garbage; to look for it takes a tenth of `--help`'s time. `dispatch`
     # switches the collector on again when a command starts. Hence the imports here, and not above.
@@ -76,8 +76,12 @@ def _exit_code(program: Program, words: Sequence[str], screen: Screen) -> int:
         from distillab.terminal import one_line
 
         place = _keep_traceback(screen.run_dir)
-        print(f"internal error: {type(error).__name__}: {one_line(str(error))} (this is a bug)", file=sys.stderr)
-        print(f"  where: {place}", file=sys.stderr)
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        if theirs := _outside_frame(error):
+            print(f"error: {what}\n  where: {one_line(theirs)}", file=sys.stderr)
+            print(f"  try:   mend that code, which is not distillab's; the whole traceback: {place}", file=sys.stderr)
+        else:
+            print(f"internal error: {what} (this is a bug)\n  where: {place}", file=sys.stderr)
         return DistillabError.exit_code
     return 0
 
@@ -88,6 +92,20 @@ class _Terminated(BaseException):
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _outside_frame(error: BaseException) -> str | None:
+    """Where code of neither this package nor any that is installed had a part in an error, "file:line"; the deepest
+    such place, or None. A model or data set of somebody's own lies there.
+    """
+    import sysconfig
+
+    known = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(home) for home in known):
+            return f"{path}:{frame.lineno}"
+    return None
 
 
 def _keep_traceback(run_dir: Path | None) -> Path:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import shell
+from distillab.__main__ import Program
 from distillab.errors import ConfigError, DataError, NonFiniteLossError, RunDirInUseError, StorageError
 from distillab.runtime.events import RunStarted
 from distillab.terminal import Screen
@@ -29,13 +31,33 @@ def test_an_error_gives_its_exit_code(kind: type[Exception], code: int, command:
     assert command(program=program) == shell.Outcome(code, "", "error: it went wrong\n")
 
 
-def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def of_nobody(code: str) -> Program:
+    """A program whose code lies in no file, so that it passes for ours; it knows `words` and `screen`."""
+    scope = dict(globals())
+    exec(f"def program(words, screen):\n{textwrap.indent(textwrap.dedent(code), '    ')}", scope)
+    program: Program = scope["program"]
+    return program
 
+
+def test_a_bug_in_code_from_elsewhere_names_the_place(command: shell.Command, tmp_path: Path) -> None:
     def program(words: Sequence[str], screen: Screen) -> None:
-        raise ZeroDivisionError("by\nzero [/x]")
+        with screen.watching() as observe:
+            observe(RunStarted(tmp_path, "distillab resume run"))
+            json.loads("{")  # the deepest frame is that of the standard library
 
     outcome = command(program=program)
+    lines = outcome.err.splitlines()
+    assert outcome.code == 1
+    assert lines[0].startswith("error: JSONDecodeError: ")
+    assert lines[1] == f"  where: {__file__}:{program.__code__.co_firstlineno + 3}"
+    assert lines[2] == (
+        f"  try:   mend that code, which is not distillab's; the whole traceback: {tmp_path / 'traceback.txt'}"
+    )
+
+
+def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = command(program=of_nobody("raise ZeroDivisionError('by\\nzero [/x]')"))
     assert outcome.code == 1
     first, second = outcome.err.splitlines()
     assert first == "internal error: ZeroDivisionError: by; zero [/x] (this is a bug)"
@@ -43,12 +65,12 @@ def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, mo
 
 
 def test_a_bug_in_a_run_is_kept_in_its_folder(command: shell.Command, tmp_path: Path) -> None:
-    def program(words: Sequence[str], screen: Screen) -> None:
-        with screen.watching() as observe:
-            observe(RunStarted(tmp_path, "distillab resume run"))
-            raise ZeroDivisionError
-
-    assert command(program=program).err.endswith(f"  where: {tmp_path / 'traceback.txt'}\n")
+    code = f"""
+    with screen.watching() as observe:
+        observe(RunStarted(Path({str(tmp_path)!r}), "distillab resume run"))
+        raise ZeroDivisionError
+    """
+    assert command(program=of_nobody(code)).err.endswith(f"  where: {tmp_path / 'traceback.txt'}\n")
     assert "ZeroDivisionError" in (tmp_path / "traceback.txt").read_text()
 
 
