@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -127,27 +128,59 @@ class Auxiliary(nn.Module):
         return (logits, logits) if self.training else logits
 
 
+def wrapped(output=lambda said: said, size=8):
+    return NormalizedModel(Auxiliary(), 4, image_size=size, output=output)
+
+
+def first(said):
+    return said[0] if isinstance(said, tuple) else said
+
+
 def test_a_model_that_gives_something_else_in_training_is_refused():
     with pytest.raises(ShapeError, match="returns a tuple, not a tensor of logits"):
-        check_trainable(NormalizedModel(Auxiliary(), 4, image_size=8))
+        check_trainable(wrapped(), COMPUTE)
+
+
+def test_a_model_that_gives_something_else_afterwards_is_refused():
+    with pytest.raises(ShapeError, match="returns a list"):
+        check_trainable(wrapped(lambda said: said[0] if isinstance(said, tuple) else [said]), COMPUTE)
 
 
 def test_a_model_that_cannot_take_the_images_is_refused_with_their_size():
     with pytest.raises(ShapeError, match=r"fails on images of 16x16: RuntimeError: mat1 and mat2") as caught:
-        check_trainable(NormalizedModel(Auxiliary(), 4, image_size=16, output=lambda said: said))
+        check_trainable(wrapped(size=16), COMPUTE)
     assert (caught.value.where, "--image-size" in caught.value.hint) == ("model", True)
 
 
+def test_a_bug_in_a_model_of_ones_own_keeps_its_traceback():
+    with pytest.raises(KeyError, match="no such thing"):
+        check_trainable(wrapped(lambda said: {}["no such thing"]), COMPUTE)
+
+
 def test_a_model_is_tried_without_a_trace():
-    model = NormalizedModel(
-        Auxiliary(), 4, image_size=8, output=lambda said: said[0] if isinstance(said, tuple) else said
-    )
+    model = wrapped(first)
     model.inner.linear.eval()
     state, before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
-    check_trainable(model)
+    check_trainable(model, COMPUTE)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (model.training, model.inner.linear.training) == (True, False)
+
+
+def test_a_model_that_asks_for_gradients_of_its_own_or_cannot_be_copied_is_let_through():
+    def sloped(said):
+        logits = first(said)
+        if not logits.requires_grad:
+            return logits
+        (slope,) = torch.autograd.grad(logits.sum(), logits, create_graph=True)
+        return logits * slope
+
+    check_trainable(wrapped(sloped), COMPUTE)
+    model = wrapped(first)
+    model.inner.by_hand = model.inner.linear.weight * 2  # no leaf: `deepcopy` refuses it
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    check_trainable(model, COMPUTE)
 
 
 def with_widths(**widths):

@@ -112,5 +112,6 @@ def test_changed_settings_are_told_but_for_those_of_the_place():
     after = resolve_distill(
         tiny.RECIPE, {"data": "digits", "threads": 2, "seed": 3, "distill": {"temperature": 2.5}, "output": "other"}
     )
-    assert changed_settings(before, before) == []
+    elsewhere = before.model_copy(update={"teacher": "./other.safetensors", "teacher_model": "cnn8", "data": "x"})
+    assert changed_settings(before, elsewhere) == changed_settings(before, before) == []
     assert sorted(changed_settings(before, after)) == ["distill.temperature was 4.0, is 2.5", "seed was 0, is 3"]

@@ -23,6 +23,7 @@ Program = Callable[[Sequence[str], "Screen"], None]
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _TERMINATED = 143
+_INSTALLED = ("site-packages", "dist-packages", "torchinductor_")  # the last is what torch.compile has written
 
 
 def main(words: Sequence[str] | None = None, program: Program | None = None) -> int:
@@ -95,15 +96,19 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _outside_frame(error: BaseException) -> str | None:
-    """Where code of neither this package nor any that is installed had a part in an error, "file:line"; the deepest
-    such place, or None. A model or data set of somebody's own lies there.
+    """Where code that neither is ours nor was installed raised an error, or called what did, as "file:line"; None
+    where we did. A model or data set of somebody's own lies there.
     """
     import sysconfig
 
-    known = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    library = sysconfig.get_path("stdlib")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(home) for home in known):
+        if path.is_relative_to(Path(__file__).parent):
+            return None
+        if path.is_relative_to(library) or any(part.startswith(_INSTALLED) for part in path.parts):
+            continue
+        if os.path.isfile(path):  # noqa: PTH113 - a name that cannot be one raises nothing here
             return f"{path}:{frame.lineno}"
     return None
 

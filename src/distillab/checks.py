@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distillab.data.batch import Batch
 from distillab.data.dataset import Dataset
-from distillab.errors import DataError, NonFiniteLossError, ShapeError
+from distillab.errors import DataError, DistillabError, NonFiniteLossError, ShapeError
 from distillab.evaluation.cost import count_parameters
 from distillab.evaluation.evaluate import collect_logits
 from distillab.models.classifier import Classifier, evaluation_mode
@@ -28,6 +28,7 @@ _ROUNDING = 1e-3  # of published means and deviations, which have three decimals
 _TEACHER_IMAGES = 512
 _LUCK = 0.01  # how often a teacher that guesses may pass for one that knows
 _NUM_SHOWN = 5
+_IMAGES_TO_TRY = 4  # some models take even numbers only
 
 
 def check_labels(
@@ -120,24 +121,32 @@ def check_normalization(model: Classifier, dataset: Dataset, *, where: str, obse
         )
 
 
-def check_trainable(model: Classifier) -> None:
-    """Try a new model on two black images, in training and afterwards: it must give logits, whoever has written it.
+def check_trainable(model: Classifier, compute: Compute) -> None:
+    """Try a new model on a few black images, in training and afterwards: it must give logits, whoever has written it.
+
+    A model that cannot be copied is not tried: its statistics would be those of black images.
 
     Args:
-        model: On the CPU; not changed, and no random number is drawn.
+        model: Not changed, and none of torch's random numbers is drawn.
+        compute: Device to try it on.
 
     Raises:
-        ShapeError: It gives no logits [N, C], or fails on images of its size.
+        ShapeError: It gives no logits [N, C], or cannot take images of its size.
+        Exception: Whatever else its own code raises.
     """
-    images = torch.zeros(2, 3, model.image_size, model.image_size)
-    tried = copy.deepcopy(model)  # its statistics would be those of black images
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    try:
+        tried = compute.take(copy.deepcopy(model))
+    except Exception:
+        return
+    images = torch.zeros(_IMAGES_TO_TRY, 3, model.image_size, model.image_size, device=compute.device)
+    with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
         for training in (True, False):
             try:
-                tried.train(training)(images)
-            except ShapeError:
-                raise
-            except Exception as error:
+                with torch.set_grad_enabled(training):
+                    tried.train(training)(images)
+            except (RuntimeError, ValueError) as error:  # what torch says of shapes
+                if isinstance(error, DistillabError):
+                    raise
                 raise ShapeError(
                     f"{model.spec} fails on images of {model.image_size}x{model.image_size}: "
                     f"{type(error).__name__}: {error}",

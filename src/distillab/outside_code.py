@@ -13,6 +13,7 @@ from distillab.errors import ConfigError, nearest
 
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _LIBRARIES = ("timm:", "torchvision:")
+_OURS = "distillab."  # named in our own catalogs, without anybody's permission
 
 
 def names_code(spec: str) -> bool:
@@ -49,11 +50,8 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
     if not names_code(target):
         raise ConfigError(f"'{target}' names no function", where=where, hint="write package.module:function")
     home, _, name = target.partition(":")
-    here = str(Path.cwd())
-    # Only now, and for good: what the module imports later may lie there too. Before somebody has named code, a folder
-    # `wandb/` of results must not pass for the package.
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    if not home.startswith(_OURS):
+        _look_here()
     try:
         module = importlib.import_module(home)
     # Whatever a module raises while it is imported, the setting that named it is the place to look.
@@ -69,6 +67,16 @@ def find_function(target: str, *, where: str) -> Callable[..., Any]:
         raise ConfigError(f"module '{home}' has no function '{name}'", where=where, hint=nearest(name, known))
     found: Callable[..., Any] = function
     return found
+
+
+def _look_here() -> None:
+    """Let modules of the current folder be found: for good, since what they import later may lie there too.
+
+    Not before somebody has named code: until then what lies there, such as a folder `wandb` of results, is no package.
+    """
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
 def _import_hint(home: str, name: str) -> str:

@@ -89,7 +89,7 @@ class Scene:
                 image_size=self.feed.image_size,
             )
         if spec not in MODELS:
-            check_trainable(model)
+            check_trainable(model, self.place.compute)
         model.classes = self.dataset.classes
         return model
 

@@ -267,7 +267,8 @@ def test_a_result_that_is_damaged_is_named_with_what_makes_it_again(tmp_path):
     (home / "result.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged") as caught:
         run(tmp_path / "table", seeds=1)
-    assert caught.value.hint == f"remove {home} to have the run made again"
+    assert caught.value.where == str(home / "result.json")
+    assert caught.value.hint.startswith("remove its folder and have it made again")
     shutil.rmtree(home)
     assert without_times(run(tmp_path / "table", seeds=1)) == whole
 

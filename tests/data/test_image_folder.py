@@ -156,9 +156,10 @@ def test_sizes_are_stored_side_by_side(pets, open_it, notes):
 
 def test_that_images_are_scaled_is_said_with_their_size(pets, open_it, notes):
     open_it(pets)
-    assert not any("are scaled to" in text for text in notes)
+    assert not any("is scaled to" in text for text in notes)
     open_it(pets, image_size=4)
-    assert f"{pets.resolve()}: images are scaled to 4x4 pixels; the first one has 8x8" in notes
+    said = f"{pets.resolve()}: the middle square of each image is scaled to 4x4 pixels; the first file has 8x8"
+    assert said in notes
 
 
 def test_the_manifest_tells_files_and_sizes(pets, open_it, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from distillab.data.catalog import open_dataset
 from distillab.errors import ConfigError, ShapeError
 from distillab.evaluation.cost import count_macs, count_parameters
 from distillab.models import catalog
@@ -125,15 +126,35 @@ def test_code_that_gives_no_model_is_refused_by_name(user_module, spec, says):
     assert caught.value.where == "model"
 
 
-def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
-    (tmp_path / "beside_me.py").write_text(
-        "from torch.nn import Flatten, Linear, Sequential\n"
-        "def small(num_classes):\n    return Sequential(Flatten(), Linear(3072, num_classes))\n"
-    )
+@pytest.fixture
+def beside_me(tmp_path, monkeypatch):
+    """A module `beside_me` in the current folder, which is not on Python's path."""
+    text = "from torch.nn import Flatten, Linear, Sequential\ndef small(num_classes):\n    {}\n"
+    (tmp_path / "beside_me.py").write_text(text.format("return Sequential(Flatten(), Linear(3072, num_classes))"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    assert build_model("beside_me:small", 4).num_classes == 4
-    del sys.modules["beside_me"]
+    yield "beside_me"
+    sys.modules.pop("beside_me", None)
+
+
+def test_a_module_in_the_current_folder_is_found(beside_me):
+    assert build_model(f"{beside_me}:small", 4).num_classes == 4
+
+
+def test_a_module_in_the_current_folder_takes_nobodys_place(beside_me, tmp_path, monkeypatch):
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / f"{beside_me}.py").write_text("def small(num_classes):\n    return 'installed'\n")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    with pytest.raises(ConfigError, match="returned a str"):
+        build_model(f"{beside_me}:small", 4)
+
+
+def test_models_and_data_of_ours_let_nothing_of_the_current_folder_in(beside_me, tmp_path):
+    build_model("cnn16", 4)
+    open_dataset("digits", data_dir=tmp_path / "data")
+    with pytest.raises(ConfigError, match="--allow-code"):
+        build_model(f"{beside_me}:small", 4, allow_code=False)
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")

@@ -383,15 +383,42 @@ def test_the_weights_of_a_teacher_lie_in_its_students_run_or_where_that_says(tmp
     assert told() == (True, run / "teacher.safetensors")
 
 
-def test_teachers_from_elsewhere_are_named_by_the_end_of_their_paths(tmp_path: Path) -> None:
-    for number, name in enumerate(("one", "two")):
-        given = tmp_path / "a" / "long" / "way" / "off" / name / "teacher.pth"
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("one", "two"), ("one/teacher.pth", "two/teacher.pth")),
+        (("one/run", "two/run"), ("one/run/teacher.pth", "two/run/teacher.pth")),
+    ],
+)
+def test_teachers_from_elsewhere_are_named_by_the_ends_of_their_paths(
+    folders: tuple[str, ...], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    for number, folder in enumerate(folders):
+        given = tmp_path / "a" / "long" / "way" / "off" / folder / "teacher.pth"
         given.parent.mkdir(parents=True)
         given.touch()
         part = {"source": str(given), "test": scores(0.9 + 0.01 * number)}
         write_run(tmp_path / f"st-{number}", "st", seed=number, result={"teacher": part})
-    names = [one.name for one in collect([tmp_path]).of("teacher")]
-    assert names == ["teacher, source one/teacher.pth", "teacher, source two/teacher.pth"]
+    found = collect([tmp_path])
+    assert [one.name for one in found.of("teacher")] == [f"teacher, source {name}" for name in names]
+    assert str(tmp_path) in found.differing["source"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.toml", "seed = " + "9" * 5000),
+        ("result.json", None),
+    ],
+)
+def test_numbers_beyond_all_measure_cost_no_more_than_their_run(name: str, content: str | None, tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "alone")
+    run = write_run(tmp_path / "st", "st", result={} if content else {"cost": {"parameters": 10**400}})
+    if content:
+        write(run / name, content)
+    found = collect([tmp_path])
+    assert [one.name for one in found.variants] == ["alone"]
+    assert found.left_out[0].startswith(f"{run / name}: damaged")
 
 
 def test_a_teacher_is_held_against_the_first_student_alone_that_there_is(tmp_path: Path) -> None:

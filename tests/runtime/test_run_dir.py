@@ -41,16 +41,24 @@ def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_a_run_that_has_not_ended_names_what_lets_it_go_on(tmp_path):
+@pytest.mark.parametrize(("settings", "more"), [("seed = 1", ""), ('model = "mine:make"', " --allow-code")])
+def test_a_folder_with_a_run_that_has_not_ended_names_what_lets_it_go_on(tmp_path, settings, more):
     home = tmp_path / "my run"
     home.mkdir()
-    (home / "config.toml").write_text("")
+    (home / "config.toml").write_text(settings)
     with pytest.raises(StorageError, match="not come to its end") as caught:
         check_free(home)
-    assert f"distillab resume '{home}'" in caught.value.hint
-    (home / "result.json").write_text("{}")
+    assert f"distillab resume '{home}'{more};" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "files", [{"config.toml": ""}, {"config.toml": "["}, {"config.toml": "a=1", "result.json": ""}]
+)
+def test_other_folders_are_no_run_that_could_go_on(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(StorageError, match="not empty") as caught:
-        check_free(home)
+        check_free(tmp_path)
     assert "resume" not in caught.value.hint
 
 

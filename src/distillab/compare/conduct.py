@@ -211,11 +211,7 @@ def check_finished(configs: Iterable[AnyConfig], expected: Expected) -> None:
     for config in configs:
         if not is_complete(folder := home_of(config)):
             continue
-        try:
-            result = read_result(folder)
-        except CheckpointError as error:
-            error.hint = f"remove {folder} to have the run made again"
-            raise
+        result = read_result(folder)
         hint = "give another --output, or remove that folder to have the run made again"
         if result.run_sha256 != expected.sha256(config):
             words = f"the folder holds a run of {_what_else(folder, config)}"
@@ -230,7 +226,9 @@ def _what_else(folder: Path, config: AnyConfig) -> str:
         changed = changed_settings(read_config(folder, allow_code=True), config)  # read, and nothing of it is run
     except DistillabError:
         return "other settings, images, or another teacher"
-    return f"other settings: {few_of(changed)}" if changed else "other images, or another teacher"
+    if changed:
+        return f"other settings: {few_of(changed)}"
+    return "other images, another teacher, or another version; its settings are these"
 
 
 def _computed_otherwise(result: Result, config: AnyConfig) -> str:

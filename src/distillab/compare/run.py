@@ -176,12 +176,12 @@ def resume_comparison(
 
 def _tell_of_earlier_runs(folder: Path, result: Mapping[str, Any], observer: Observer) -> None:
     """Say which complete runs of the folder's last tables are in none of these: somebody has asked for less."""
+    now = {name for row in result["rows"] for name in row["run_dirs"]}
     try:
         before = [str(name) for row in read_json_object(folder / RESULT)["rows"] for name in row["run_dirs"]]
+        left = [name for name in before if name not in now and is_complete(folder / name)]
     except (OSError, CheckpointError, KeyError, TypeError):  # there were none, or none that can be read
         return
-    now = {name for row in result["rows"] for name in row["run_dirs"]}
-    left = [name for name in before if name not in now and is_complete(folder / name)]
     if left:
         observer(
             Note(

@@ -96,7 +96,8 @@ def open_image_folder(
     size = size_of(folder / files[0].path)
     if size not in (None, (image_size, image_size)):
         shape = "{}x{}".format(*size)
-        observer(Note(f"{folder}: images are scaled to {image_size}x{image_size} pixels; the first one has {shape}"))
+        scaled = f"the middle square of each image is scaled to {image_size}x{image_size} pixels"
+        observer(Note(f"{folder}: {scaled}; the first file has {shape}"))
 
     def fill(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         decode_images([folder / file.path for file in files], images)

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Literal
 
 from distillab.config import AnyConfig, DistillConfig, RunConfig, TrainConfig
-from distillab.errors import CheckpointError, StorageError
+from distillab.errors import CheckpointError, DistillabError, StorageError
 from distillab.report.folders import ComparedRow, find_runs
-from distillab.report.telling_apart import distinct, flat_settings, told_apart
+from distillab.report.telling_apart import distinct, ends_of, flat_settings, told_apart
 from distillab.results.rows import Row
 from distillab.results.run_record import Result, Run, TeacherPart, read_run, readable, shown_path
 from distillab.stages import ALONE
@@ -135,7 +135,7 @@ def collect(paths: Iterable[Path]) -> Collection:
     """
     folders = find_runs(paths)
     left_out = list(folders.left_out)
-    broken: list[CheckpointError] = []
+    broken: list[DistillabError] = []
     complete = [folder for folder in folders.runs if (folder / "result.json").is_file()]
     left_out += [f"{shown_path(folder)} is not complete." for folder in folders.runs if folder not in complete]
     groups = _grouped(_read(complete, broken), left_out)
@@ -150,7 +150,7 @@ def collect(paths: Iterable[Path]) -> Collection:
     ]
     students += _by_settings(loose, prefix="other runs" if homes else "")
     guides += _teachers_told([run for one in students for run in one.runs], guides)
-    left_out += [f"{error.where}: {error.message}." for error in broken]
+    left_out += [f"{shown_path(Path(error.where or ''))}: {error.message}." for error in broken]
     if not guides and not any(one.runs for one in students):
         if broken:
             raise broken[0]
@@ -159,19 +159,20 @@ def collect(paths: Iterable[Path]) -> Collection:
             where=shown_path([*folders.runs, *homes][0]),
             hint="let one go on: distillab resume RUN",
         )
-    named = distinct(told_apart([group[0].result.role for group in guides], [_settings(group[0]) for group in guides]))
+    first = [group[0] for group in guides]
+    named = distinct(told_apart([run.result.role for run in first], _settings_in_names(first)))
     variants = [Variant(name, _place(group[0]), tuple(group)) for name, group in zip(named, guides, strict=True)]
     variants = sorted(variants, key=lambda one: _ORDER[one.place]) + _in_order(students)
     return Collection(tuple(variants), _differing(variants), tuple(left_out))
 
 
-def _read(folders: Iterable[Path], broken: list[CheckpointError]) -> list[Run]:
+def _read(folders: Iterable[Path], broken: list[DistillabError]) -> list[Run]:
     """Complete runs; what is wrong with the others is added to `broken`: one file costs no more than its run."""
     runs = []
     for folder in folders:
         try:
             runs.append(read_run(folder))
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             broken.append(error)
     return runs
 
@@ -190,7 +191,7 @@ def _in_order(students: Sequence[Variant]) -> list[Variant]:
     return [replace(one, name=name) for one, name in zip(ordered, names, strict=True)]
 
 
-def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str], broken: list[CheckpointError]) -> Variant:
+def _compared(home: Path, row: ComparedRow, prefix: str, left_out: list[str], broken: list[DistillabError]) -> Variant:
     """A row of a comparison, with those of its runs that have come to their end."""
     table = readable(": ".join(filter(None, (prefix, row.table))))
     asked = [home / name for name in row.run_dirs]
@@ -291,10 +292,17 @@ def _grouped(runs: Sequence[Run], left_out: list[str]) -> list[list[Run]]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """Settings of a run's model; of a teacher that only its student's run tells of, the end of where it came from."""
-    if run.is_own:
-        return flat_settings(run.config)
-    return {"source": shown_path(Path(*run.weights.parts[-2:])) if run.weights else "-"}
+    """Settings of a run's model; of a teacher that only its student's run tells of, where it came from."""
+    return flat_settings(run.config) if run.is_own else {"source": shown_path(run.weights) if run.weights else "-"}
+
+
+def _settings_in_names(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The same of several, paths cut to what tells them apart."""
+    given = [run.weights for run in runs if not run.is_own and run.weights]
+    short = dict(zip(given, ends_of(given), strict=True))
+    return [
+        {"source": short[run.weights]} if run.weights in short and not run.is_own else _settings(run) for run in runs
+    ]
 
 
 def _differing(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:

@@ -63,7 +63,7 @@ def build_document(
         _section("results", "Results", accuracy_chart(drawn, series), *_results_tables(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
         _section("learning", "Learning curves", learning_curves(collection.variants, series)),
-        _section("cost", "Accuracy and cost", cost_chart(drawn, series, num_data_sets=len(_data_sets(collection)))),
+        _section("cost", "Accuracy and cost", cost_chart(drawn, series, num_data_sets=_count_test_sets(collection))),
         _section(
             "teacher",
             "Student and teacher",
@@ -137,7 +137,7 @@ def _facts(collection: Collection) -> dict[str, str]:
     seeds = sorted({run.result.seed for run in runs})
     machines = dict.fromkeys(run.environment.device_name or run.environment.device for run in runs)
     return {
-        "data": ", ".join(_data_sets(collection)),
+        "data": ", ".join(dict.fromkeys(run.result.data for run in runs)),
         "test images": f"{first.result.test.num_samples:,}",
         "rows": str(len(collection.variants)),
         "seeds" if len(seeds) > 1 else "seed": ", ".join(map(str, seeds)),
@@ -147,8 +147,20 @@ def _facts(collection: Collection) -> dict[str, str]:
     }
 
 
-def _data_sets(collection: Collection) -> list[str]:
-    return list(dict.fromkeys(run.result.data for variant in collection.variants for run in variant.runs))
+def _count_test_sets(collection: Collection) -> int:
+    """How many sets of images rows were tested on, as far as runs tell: folders of one name may hold others."""
+    found = {
+        (
+            run.result.data,
+            run.config.data,
+            run.config.split.seed,
+            run.config.split.test_fraction,
+            run.result.test.num_samples,
+        )
+        for variant in collection.variants
+        for run in variant.runs
+    }
+    return len(found)
 
 
 def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +11,7 @@ from distillab.evaluation.metrics import wilson_interval
 from distillab.report.charts import HALF, THIRD, intervals
 from distillab.report.document import Chart, Series
 from distillab.report.drawing import themed
+from distillab.results.sentences import claim
 from distillab.results.statistics import Difference, Run, Runs, differences, summarise
 from distillab.tables import Column, Table, interval, number, percent, points, probability
 
@@ -79,9 +80,9 @@ def teacher_chart(beside: Beside, rows: Sequence[Mapping[str, Any]], series: Seq
     return Chart(
         "teacher",
         "Where the teacher is wrong, and where it is right",
-        f"The teacher errs on {errors} test images; merit-based methods (mbd) claim that they lose less there. Marks "
-        "are means over seeds, bars 95 % intervals; of a single run they are over these images. Agreement is the share "
-        f"of all test images for which both choose the same class, right or wrong. {_claims(found, rows)}".strip(),
+        f"The teacher errs on {errors} test images; merit-based methods (mbd) claim that they lose less there. "
+        f"{_claims(found, rows)}Marks are means over seeds, bars 95 % intervals; of a single run they are over these "
+        "images. Agreement is the share of all test images for which both choose the same class, right or wrong.",
         tuple(panels),
         Table(
             (Column("method"), *(Column(head, numeric=True) for head in columns)),
@@ -126,23 +127,18 @@ def _versus_alone(beside: Beside, rows: Sequence[Mapping[str, Any]]) -> dict[int
 
 
 def _claims(found: Mapping[int, Difference], rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is shown of accuracy where the teacher is wrong, in words; "" where nothing could be."""
-    if all(difference.p_value is None for difference in found.values()):
+    """What is shown of accuracy where the teacher is wrong, in words; "" where nothing could be tested."""
+    tested = {n: difference for n, difference in found.items() if difference.p_value is not None}
+    if not tested:
         return ""
-    shown = {n: difference for n, difference in found.items() if difference.verdict != "no difference shown"}
-    if not shown:
-        return "Where the teacher is wrong no method is shown to differ from the student alone."
     told = [
-        f"{rows[n]['method']} is right {'more' if difference.verdict == 'better' else 'less'} often than the student "
-        f"alone, by {points(abs(difference.mean or 0.0))} points (corrected p {_is(difference.p_value)})"
-        for n, difference in shown.items()
+        claim(replace(difference, method=rows[n]["method"]), "the student alone")
+        for n, difference in tested.items()
+        if difference.verdict != "no difference shown"
     ]
-    return f"Where the teacher is wrong {'; '.join(told)}."
-
-
-def _is(p_value: float | None) -> str:
-    shown = probability(p_value)
-    return shown if shown.startswith("<") else f"= {shown}"
+    if told:
+        return f"There {' '.join(told)} "
+    return "No method that could be tested is shown to differ from the student alone there. "
 
 
 def _cells(row: Mapping[str, Any], share: Mapping[str, Any], versus: Difference | None) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from distillab.config import OF_THE_PLACE, RunConfig, settings_of
-from distillab.results.run_record import readable
+from distillab.results.run_record import readable, shown_path
 
 # Two runs that differ in these alone are one variant.
 _NOT_OF_A_VARIANT = frozenset(("seed", *OF_THE_PLACE))
@@ -50,3 +51,12 @@ def told_apart(bases: Sequence[str], settings: Sequence[Mapping[str, str]]) -> l
 def distinct(names: Sequence[str]) -> list[str]:
     """The same names, numbered where some are alike."""
     return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def ends_of(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that tell them apart, two parts or more."""
+    for length in range(2, max((len(path.parts) for path in paths), default=0)):
+        ends = [Path(*path.parts[-length:]) for path in paths]
+        if len(set(ends)) == len(set(paths)):
+            return [shown_path(end) for end in ends]
+    return [shown_path(path) for path in paths]

@@ -19,6 +19,7 @@ RESULT_FORMAT = 1
 """Of `result.json`."""
 
 _LONGEST_NAME = 120
+_LARGEST_COUNT = 10**18
 _LARGEST_BYTES = 64 << 20  # epochs of the longest runs take less
 
 
@@ -59,8 +60,8 @@ class Scores(_Record):
 class Cost(_Record):
     """What one image costs a model: parameters and multiply-accumulates."""
 
-    parameters: int = Field(ge=0)
-    macs: int = Field(ge=0)
+    parameters: int = Field(ge=0, le=_LARGEST_COUNT)
+    macs: int = Field(ge=0, le=_LARGEST_COUNT)
 
 
 class Timing(_Record):
@@ -193,7 +194,7 @@ def read_run(folder: Path) -> Run:
         values = tomllib.loads(_text(config_path))
         alone = result.kind == "train"
         config: AnyConfig = validated(TrainConfig, values) if alone else validated(DistillConfig, values)
-    except (tomllib.TOMLDecodeError, ConfigError, RecursionError) as error:
+    except (ValueError, ConfigError, RecursionError) as error:  # no TOML; a number of thousands of digits
         reason = f"{error.where}: {error.message}" if isinstance(error, ConfigError) else str(error)
         raise damaged(config_path, reason) from error
     metrics = folder / "metrics.jsonl"
@@ -249,7 +250,9 @@ def _json(text: str, path: Path) -> object:
 def _text(path: Path) -> str:
     if not path.is_file():
         raise CheckpointError(
-            "a file of this run is missing", where=shown_path(path), hint="leave this run out, or make it again"
+            "a file of this run is missing",
+            where=shown_path(path),
+            hint="remove its folder and have it made again, or leave it out",
         )
     try:
         with path.open("rb") as stream:
@@ -267,7 +270,9 @@ def _text(path: Path) -> str:
 def damaged(path: Path, reason: str) -> CheckpointError:
     """Say which file is not what it should be."""
     return CheckpointError(
-        f"damaged, or no file of a run: {reason}", where=shown_path(path), hint="leave this run out, or make it again"
+        f"damaged, or no file of a run: {reason}",
+        where=shown_path(path),
+        hint="remove its folder and have it made again, or leave it out",
     )
 
 

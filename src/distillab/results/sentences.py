@@ -37,7 +37,7 @@ def _about(name: str, family: Collection[Difference]) -> list[str]:
         methods = _listed([d.method for d in reversed(better)], " and")
         found.append(f"{methods} are shown to beat {name}, by {least:.2f} to {most:.2f} points.")
     shown = [d for d in family if d.verdict != "no difference shown"]
-    found += [_claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
+    found += [claim(d, name) for d in sorted(shown, key=lambda d: d.mean or 0.0, reverse=True)]
     if unclear := [d for d in family if d not in shown]:
         methods = _listed([d.method for d in unclear])
         found.append(f"No difference to {name} is shown for {methods}: {_why_unclear(unclear, len(family))}.")
@@ -59,7 +59,13 @@ def _why_unclear(unclear: Collection[Difference], num_comparisons: int) -> str:
     return f"a true difference must be about {needed} points to be found four times out of five"
 
 
-def _claim(difference: Difference, name: str) -> str:
+def claim(difference: Difference, name: str) -> str:
+    """What is shown of a method, in a sentence.
+
+    Args:
+        difference: Shown: with a verdict.
+        name: Of the baseline.
+    """
     mean, interval, p = difference.mean, difference.interval, difference.p_value
     assert mean is not None and interval is not None and p is not None  # noqa: PT018 - a verdict needs all of them
     low, high = sorted(100 * abs(end) for end in interval)

@@ -13,6 +13,7 @@ import platform
 import secrets
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ import torch
 
 from distillab import __version__
 from distillab.errors import CheckpointError, RunDirInUseError, StorageError
+from distillab.outside_code import mentions_code
 from distillab.runtime.events import Event, in_words
 from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
+from distillab.runtime.interruption import resume_command
 
 RUNS = Path("runs")
 
@@ -266,18 +269,28 @@ def check_free(path: Path) -> None:
         raise storage_error(error, path) from error
     if not found:
         return
-    names = {entry.name for entry in found}
-    if {"config.toml", "result.json"} & names == {"config.toml"}:
+    if go_on := _words_to_go_on(path):
         raise StorageError(
             "the run folder holds a run that has not come to its end",
             where=str(path),
-            hint=f"let it go on: {shlex.join(['distillab', 'resume', str(path)])}; or choose a new folder",
+            hint=f"let it go on: {go_on}; or choose a new folder",
         )
     raise StorageError(
         f"the run folder is not empty: it holds '{found[0].name}'",
         where=str(path),
         hint="choose a new folder, or leave --output out to get one under runs/",
     )
+
+
+def _words_to_go_on(path: Path) -> str | None:
+    """The command that lets a run go on; None where there is none, or it is complete."""
+    try:
+        settings = tomllib.loads((path / "config.toml").read_text())
+    except (OSError, ValueError):
+        return None
+    if not settings or (path / "result.json").exists():
+        return None
+    return resume_command(path, allow_code=mentions_code(settings))
 
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
