@@ -14,6 +14,7 @@ import shell
 from distillab.__main__ import Program
 from distillab.errors import ConfigError, DataError, NonFiniteLossError, RunDirInUseError, StorageError
 from distillab.runtime.events import RunStarted
+from distillab.tables import millions
 from distillab.terminal import Screen
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,13 @@ def test_a_bug_in_code_from_elsewhere_names_the_place(command: shell.Command, tm
     assert lines[2] == (
         f"  try:   mend that code, which is not distillab's; the whole traceback: {tmp_path / 'traceback.txt'}"
     )
+
+
+def test_a_bug_of_ours_that_others_called_is_ours(command: shell.Command) -> None:
+    def program(words: Sequence[str], screen: Screen) -> None:
+        millions("many")  # type: ignore[arg-type]
+
+    assert command(program=program).err.startswith("internal error: TypeError: ")
 
 
 def test_a_bug_is_one_line_and_a_file(command: shell.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
