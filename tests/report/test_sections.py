@@ -9,11 +9,13 @@ import pytest
 
 from distillab.report.analysis import MOST_MODELS, models_looked_at
 from distillab.report.charts import series_of
-from distillab.report.collect import Variant, collect
+from distillab.report.collect import Place, Variant, collect
 from distillab.report.document import Chart, Document, Figures, Listing, Section
 from distillab.report.sections import build_document
 from distillab.tables import Table
 from made_up_runs import scores, write, write_comparison, write_run
+
+PLACES: tuple[Place, ...] = ("alone", "distilled")
 
 
 def report_on(folder: Path) -> Document:
@@ -188,6 +190,15 @@ def test_each_row_says_how_it_is_made_again(tmp_path: Path) -> None:
 def test_no_two_of_many_methods_look_alike() -> None:
     looks = [(one.colour, one.marker) for one in series_of([Variant(f"m{n}", "distilled", ()) for n in range(60)])]
     assert len(set(looks)) == len(looks)
+
+
+def test_students_alone_of_several_tables_and_several_teachers_do_not_look_alike() -> None:
+    teachers = [Variant(f"teacher {n}", "teacher", ()) for n in range(3)]
+    students = [Variant(f"{place} {n}", place, (), table=str(n)) for n in range(3) for place in PLACES]
+    found = series_of([*teachers, *students])
+    assert len({(one.colour, one.marker) for one in found}) == len(found)
+    assert len({(one.colour, one.dashes) for one in found}) == len(found)
+    assert [one.glyph for one in found[:4]] == ["◆", "▼", "✚", "●"]
 
 
 def test_one_run_a_row_has_neither_ranks_nor_verdicts(tmp_path: Path) -> None:

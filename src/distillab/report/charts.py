@@ -41,22 +41,25 @@ Row = Mapping[str, Any]
 
 def series_of(variants: Sequence[Variant]) -> tuple[Series, ...]:
     """How each variant is drawn: models trained alone without colour, distilled ones in hues and shapes; a method has
-    one hue in all tables, and a shape and dashes of its own in each.
+    one hue in all tables, and whoever is there several times a shape and dashes of its own each time.
     """
     found = []
     methods = list(dict.fromkeys(v.method or v.name for v in variants if v.place == "distilled"))
-    tables = list(dict.fromkeys(v.table for v in variants if v.place == "distilled"))
+    tables = list(dict.fromkeys(v.table for v in variants if v.place in ("alone", "distilled")))
+    guides = [v.name for v in variants if v.place not in ("alone", "distilled")]
     for position, variant in enumerate(variants):
         if variant.place == "distilled":
             number, table = methods.index(variant.method or variant.name), tables.index(variant.table)
-            marker = MARKERS[(number + number // NUM_HUES + table) % len(MARKERS)]  # hues that come again: other shapes
-            dashes = _DASHES[(number // NUM_HUES + table) % len(_DASHES)]
-            look = (hue(number), f"hue-{number % NUM_HUES}", marker, _GLYPHS[marker], dashes)
+            shape = number + number // NUM_HUES + table  # hues that come again: other shapes
+            look, dashes = (hue(number), f"hue-{number % NUM_HUES}"), number // NUM_HUES + table
         elif variant.place == "alone":
-            look = (INK, "ink", "o", "●", "-")
+            look, shape = (INK, "ink"), tables.index(variant.table)
+            dashes = shape
         else:
-            look = (MUTED, "muted", "D", "◆", "--")
-        found.append(Series(position, variant.name, *look))
+            look, number = (MUTED, "muted"), guides.index(variant.name)
+            shape, dashes = MARKERS.index("D") + number, 1 + number
+        marker = MARKERS[shape % len(MARKERS)]
+        found.append(Series(position, variant.name, *look, marker, _GLYPHS[marker], _DASHES[dashes % len(_DASHES)]))
     return tuple(found)
 
 

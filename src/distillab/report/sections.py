@@ -209,12 +209,12 @@ def _weights(collection: Collection, rows: Sequence[dict[str, Any]]) -> list[Blo
                 ", ".join(map(str, epochs)) or ABSENT,
             )
         )
-    heads = ("average (EMA) %", "last step %", "chosen on validation %", "chosen after epoch")
+    heads = ("average (EMA) %", "last step %", "least validation loss %", "after epoch")
     return [
         Paragraph(
             "Test top-1 of the weights that each run has kept, means over seeds. The result is that of the last step's "
-            "weights, of their average where the settings ask for one, and of those that validation chose where they "
-            "stop early; nothing is chosen on the test images."
+            "weights, of their average where the settings ask for one, and of those with the least loss on the "
+            "validation images where runs stop early; nothing is chosen on the test images."
         ),
         Figures(
             "Test top-1 by which weights.",

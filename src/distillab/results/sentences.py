@@ -14,17 +14,23 @@ def sentences(comparison: Comparison) -> list[str]:
         comparison: Of a table.
     """
     found = [line for name, family in comparison.versus.items() for line in _about(BASELINES[name], family.values())]
-    if comparison.winner:
-        found.append(f"{comparison.winner} is shown to be better than every other method of the table.")
-    elif len(comparison.ranks) > 1:
-        best = [method for method, (first, _) in comparison.ranks.items() if first == 1]
-        found.append(f"No method is shown to be better than every other; the best may be any of {_listed(best)}.")
+    if len(comparison.ranks) > 2 or not found:  # a row that is held against the only other one has been told of
+        found += _about_the_best(comparison)
     found += [
         f"{name} is there with several settings, so nothing is held against it."
         for name in BASELINES
         if name not in comparison.summaries and any(row.startswith(f"{name}, ") for row in comparison.summaries)
     ]
     return found
+
+
+def _about_the_best(comparison: Comparison) -> list[str]:
+    if comparison.winner:
+        return [f"{comparison.winner} is shown to be better than every other method of the table."]
+    if len(comparison.ranks) < 2:
+        return []
+    best = [method for method, (first, _) in comparison.ranks.items() if first == 1]
+    return [f"No method is shown to be better than every other; the best may be any of {_listed(best)}."]
 
 
 def _about(name: str, family: Collection[Difference]) -> list[str]:
