@@ -10,9 +10,10 @@ import pytest
 import tiny
 from distillab import scene
 from distillab.compare import tuning
-from distillab.compare.conduct import Expected, conduct_teachers, one_by_one
+from distillab.compare.conduct import conduct_teachers, one_by_one
 from distillab.compare.config import ComparisonConfig
 from distillab.compare.estimate import estimate
+from distillab.compare.finished import Expected
 from distillab.compare.plan import plan_comparison
 from distillab.compare.run import plan_request, resume_comparison, run_comparison
 from distillab.compare.search_space import search_space, with_settings

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distillab.compare.conduct import Expected, check_finished, is_complete
+from distillab.compare.finished import Expected, check_finished, is_complete
 from distillab.compare.plan import ComparisonPlan
 from distillab.compare.tuning import trials_made, with_tuned
 from distillab.config import AnyConfig, DistillConfig, to_toml

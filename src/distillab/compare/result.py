@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distillab.compare.conduct import home_of, is_complete
+from distillab.compare.finished import home_of, is_complete
 from distillab.compare.plan import ComparisonPlan
 from distillab.results.comparison import RESULT_FORMAT
 from distillab.results.rows import Row, counted

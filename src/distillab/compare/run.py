@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distillab.compare.conduct import (
-    Expected,
-    Spread,
-    Words,
-    check_finished,
-    conduct_groups,
-    conduct_teachers,
-    is_complete,
-    one_by_one,
-)
+from distillab.compare.conduct import Spread, Words, conduct_groups, conduct_teachers, one_by_one
 from distillab.compare.config import ComparisonConfig
+from distillab.compare.finished import Expected, check_finished, is_complete
 from distillab.compare.plan import ComparisonPlan, plan_comparison
 from distillab.compare.result import comparison_result
 from distillab.compare.tuning import require_optuna, tune, with_tuned

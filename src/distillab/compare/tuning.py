@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillab.compare.conduct import Expected, Spread, Task
+from distillab.compare.conduct import Spread, Task
+from distillab.compare.finished import Expected
 from distillab.compare.plan import ComparisonPlan, Group, PlannedRun, file_name, trained_together
 from distillab.compare.search_space import search_space, with_settings
 from distillab.compare.trials import Trial, carry_out_trials
