@@ -113,6 +113,7 @@ def test_the_backward_pass_runs_through_the_teacher():
     assert all(parameter.grad is not None for parameter in teacher.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where one core is all there is
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loop_goes_on_over_the_ends_of_epochs(num_workers, monkeypatch):
     running = loop(num_workers=num_workers)
