@@ -33,7 +33,7 @@ _DASHES = ("-", "--", ":", "-.")
 _ROW_POINTS = 22
 _TWO_LINES_POINTS = 28
 LABEL_POINTS = 11.5
-END_LABEL_POINTS = 84
+END_LABEL_POINTS = 96
 MOST_END_LABELS = 14
 
 Row = Mapping[str, Any]
