@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -60,6 +61,12 @@ def test_other_folders_are_no_run_that_could_go_on(tmp_path, files):
     with pytest.raises(StorageError, match="not empty") as caught:
         check_free(tmp_path)
     assert "resume" not in caught.value.hint
+
+
+def test_a_pipe_in_the_place_of_settings_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.toml")
+    with pytest.raises(StorageError, match="not empty"):
+        check_free(tmp_path)
 
 
 def test_what_comes_into_the_folder_before_the_lock_is_held_is_seen(tmp_path, monkeypatch):

@@ -88,6 +88,11 @@ def take_finished(plan: ComparisonPlan, configs: Sequence[AnyConfig], expected: 
     """Put complete runs of this comparison where the plan has them now: with more teachers or rows a run's folder may
     be another one, but what it is, its settings and contents as a hash, is the same.
 
+    Args:
+        plan: Says which folders are taken.
+        configs: Settings of the planned runs that are looked for.
+        expected: Says what they are by now.
+
     Raises:
         StorageError: A folder cannot be moved or copied.
     """

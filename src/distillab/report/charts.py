@@ -182,15 +182,14 @@ _COSTS = (
 
 
 @themed()
-def cost_chart(rows: Sequence[Row], series: Sequence[Series], *, num_data_sets: int = 1) -> Chart:
+def cost_chart(rows: Sequence[Row], series: Sequence[Series], *, front: bool) -> Chart:
     """Accuracy against what a model costs, with the rows that no other row beats in both.
 
     Args:
         rows: All rows.
         series: How each is drawn.
-        num_data_sets: Rows of several cannot beat each other.
+        front: Draw the line through those; rows that were tested on other images cannot beat each other.
     """
-    front = num_data_sets == 1
     panels = []
     for key, title, scale in _COSTS:
         known = [(scale * row[key], 100 * row["top1_mean"], n) for n, row in enumerate(rows) if row[key]]

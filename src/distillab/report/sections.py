@@ -63,7 +63,7 @@ def build_document(
         _section("results", "Results", accuracy_chart(drawn, series), *_results_tables(drawn), *map(Paragraph, more)),
         _section("weights", "Which weights", *_weights(collection, drawn)),
         _section("learning", "Learning curves", learning_curves(collection.variants, series)),
-        _section("cost", "Accuracy and cost", cost_chart(drawn, series, num_data_sets=_count_test_sets(collection))),
+        _section("cost", "Accuracy and cost", cost_chart(drawn, series, front=_is_one_test_set(collection))),
         _section(
             "teacher",
             "Student and teacher",
@@ -147,8 +147,8 @@ def _facts(collection: Collection) -> dict[str, str]:
     }
 
 
-def _count_test_sets(collection: Collection) -> int:
-    """How many sets of images rows were tested on, as far as runs tell: folders of one name may hold others."""
+def _is_one_test_set(collection: Collection) -> bool:
+    """Whether all rows were tested on the same images, as far as runs tell: folders of one name may hold others."""
     found = {
         (
             run.result.data,
@@ -160,7 +160,7 @@ def _count_test_sets(collection: Collection) -> int:
         for variant in collection.variants
         for run in variant.runs
     }
-    return len(found)
+    return len(found) == 1
 
 
 def _results_tables(rows: Sequence[dict[str, Any]]) -> list[Figures]:

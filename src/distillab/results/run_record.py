@@ -20,6 +20,7 @@ RESULT_FORMAT = 1
 
 _LONGEST_NAME = 120
 _LARGEST_COUNT = 10**18
+_WITHOUT_IT = "remove its folder and have it made again, or leave it out"
 _LARGEST_BYTES = 64 << 20  # epochs of the longest runs take less
 
 
@@ -252,7 +253,7 @@ def _text(path: Path) -> str:
         raise CheckpointError(
             "a file of this run is missing",
             where=shown_path(path),
-            hint="remove its folder and have it made again, or leave it out",
+            hint=_WITHOUT_IT,
         )
     try:
         with path.open("rb") as stream:
@@ -272,7 +273,7 @@ def damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"damaged, or no file of a run: {reason}",
         where=shown_path(path),
-        hint="remove its folder and have it made again, or leave it out",
+        hint=_WITHOUT_IT,
     )
 
 

@@ -25,7 +25,7 @@ from distillab import __version__
 from distillab.errors import CheckpointError, RunDirInUseError, StorageError
 from distillab.outside_code import mentions_code
 from distillab.runtime.events import Event, in_words
-from distillab.runtime.files import check_plain, read_json_object, storage_error, write_text
+from distillab.runtime.files import check_plain, read_json_object, read_record, storage_error, write_text
 from distillab.runtime.interruption import resume_command
 
 RUNS = Path("runs")
@@ -285,8 +285,8 @@ def check_free(path: Path) -> None:
 def _words_to_go_on(path: Path) -> str | None:
     """The command that lets a run go on; None where there is none, or it is complete."""
     try:
-        settings = tomllib.loads((path / "config.toml").read_text())
-    except (OSError, ValueError):
+        settings = tomllib.loads(read_record(path / "config.toml").decode())
+    except (OSError, ValueError, RecursionError, CheckpointError):
         return None
     if not settings or (path / "result.json").exists():
         return None
