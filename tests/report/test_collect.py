@@ -6,25 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
 from distillab.config import resolve_distill
-from distillab.errors import CheckpointError, StorageError
-from distillab.report.claims import claims
+from distillab.errors import StorageError
 from distillab.report.collect import Collection, collect
 from distillab.report.telling_apart import flat_settings
 from distillab.results.rows import Row, counted
 from distillab.results.run_record import read_result
-from made_up_runs import NUM_IMAGES, RECIPE, scores, write, write_comparison, write_run
+from made_up_runs import RECIPE, scores, write, write_comparison, write_run
 
 
 def names(collection: Collection) -> list[str]:
     return [variant.name for variant in collection.variants]
-
-
-def said(collection: Collection) -> list[str]:
-    students = [one.row for one in collection.variants if one.place in ("alone", "distilled")]
-    return claims(collection, counted(students))
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
@@ -59,40 +52,11 @@ def test_rows_of_one_method_are_told_apart_by_the_settings_in_which_they_differ(
     assert {variant.table for variant in collection.variants} == {""}
 
 
-def test_a_student_is_held_against_the_student_alone_of_its_own_schedule(tmp_path: Path) -> None:
-    for batch_size, top1 in ((32, 0.8), (64, 0.9)):
-        settings = {"training": {"batch_size": batch_size}}
-        for seed in (0, 1):
-            write_run(tmp_path / f"alone-{batch_size}-{seed}", "alone", seed=seed, top1=top1, settings=settings)
-            write_run(tmp_path / f"st-{batch_size}-{seed}", "st", seed=seed, top1=top1 + 0.02, settings=settings)
-    collection = collect([tmp_path])
-    assert names(collection)[1:] == [
-        "alone (batch size 32)",
-        "st (batch size 32)",
-        "alone (batch size 64)",
-        "st (batch size 64)",
-    ]
-    rows = counted([one.row for one in collection.variants[1:]]).rows
-    assert [row["versus_alone"] and row["versus_alone"]["difference"] for row in rows] == [
-        None,
-        pytest.approx(0.02),
-        None,
-        pytest.approx(0.02),
-    ]
-    assert said(collection)[0] == "No method is shown to beat the student alone in any of 2 tables."
-
-
 def test_a_student_alone_that_a_recipe_trains_otherwise_is_no_baseline(tmp_path: Path) -> None:
     over = {"alone": {"optimizer": {"learning_rate": 0.02}}}
     write_run(tmp_path / "alone", "alone", settings=over)
     write_run(tmp_path / "st", "st", settings=over)
     assert len({one.table for one in collect([tmp_path]).variants if one.place != "teacher"}) == 2
-
-
-def test_a_student_alone_of_another_schedule_is_no_baseline(tmp_path: Path) -> None:
-    write_run(tmp_path / "alone", "alone", settings={"training": {"batch_size": 32}})
-    write_run(tmp_path / "st", "st", settings={"training": {"batch_size": 64}})
-    assert "with the settings of the distilled ones" in said(collect([tmp_path]))[0]
 
 
 def test_the_rows_of_a_comparison_are_those_that_it_names(tmp_path: Path) -> None:
@@ -107,12 +71,6 @@ def test_the_rows_of_a_comparison_are_those_that_it_names(tmp_path: Path) -> Non
     )
 
 
-def test_a_table_in_which_nothing_is_held_against_the_student_alone_does_not_count(tmp_path: Path) -> None:
-    write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
-    write_run(tmp_path / "old" / "alone", "alone", settings={"training": {"batch_size": 8}})
-    assert said(collect([tmp_path]))[0] == "table: No method is shown to beat the student alone with 2 seeds."
-
-
 def test_tables_of_a_comparison_keep_their_names_and_their_baselines(tmp_path: Path) -> None:
     tables = {"batch size 32": {"alone": 0.8, "st": 0.85}, "batch size 64": {"alone": 0.7, "st": 0.75}}
     collection = collect([write_comparison(tmp_path / "table", tables)])
@@ -121,22 +79,6 @@ def test_tables_of_a_comparison_keep_their_names_and_their_baselines(tmp_path: P
     assert [collection.alone_of(one).table for one in (first, second)] == [first.table, second.table]
     assert collection.trio is not None
     assert [one.name for one in collection.trio] == ["teacher", "alone (batch size 32)", "st (batch size 32)"]
-
-
-def test_tuned_rows_are_a_table_of_their_own_and_say_what_was_found(tmp_path: Path) -> None:
-    folder = write_comparison(
-        tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}, "tuned": {"alone": 0.82, "st": 0.85}}
-    )
-    content = json.loads((folder / "results.json").read_text())
-    for row in content["rows"][2:]:
-        row |= {"tuned": {"optimizer.learning_rate": 0.02}, "trials": 4}
-    write(folder / "results.json", json.dumps(content))
-    collection = collect([folder])
-    assert names(collection) == ["teacher", "alone", "st", "alone (tuned)", "st (tuned)"]
-    rows = counted([one.row for one in collection.variants[1:]]).rows
-    assert [row["tuned"] for row in rows] == [None, None, *[{"optimizer.learning_rate": 0.02}] * 2]
-    assert rows[3]["versus_alone"]["difference"] == pytest.approx(0.03)
-    assert said(collection)[-1] == "tuned: st is trained with optimizer.learning_rate 0.02, the best of 4 trials."
 
 
 def test_several_comparisons_do_not_mix(tmp_path: Path) -> None:
@@ -222,24 +164,6 @@ def test_runs_of_which_none_is_complete_are_refused(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["result.json", "config.toml", "env.json", "metrics.jsonl", "command.txt"])
-@pytest.mark.parametrize(
-    "content",
-    [b"\xff\xfe", b"{", b"[]", b'{"kind": "train"}', b"[" * 100_000, b"nothing = of\nours"],
-    ids=["bytes", "cut", "list", "parts", "deep", "words"],
-)
-def test_a_damaged_file_is_one_clear_error(name: str, content: bytes, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a", "alone")
-    (run / name).write_bytes(content)
-    if name == "command.txt" and content != b"\xff\xfe":
-        assert names(collect([tmp_path])) == ["alone"]  # any words may have been typed
-        return
-    with pytest.raises(CheckpointError) as caught:
-        collect([tmp_path])
-    assert caught.value.where == str(run / name)
-    assert len(str(caught.value)) < 1000
-
-
 def test_several_teachers_are_told_of_and_a_seed_that_misses_one_counts_nowhere(tmp_path: Path) -> None:
     folder = tmp_path / "table"
     names = []
@@ -263,85 +187,6 @@ def test_several_teachers_are_told_of_and_a_seed_that_misses_one_counts_nowhere(
         "Each seed is a mean over 2 teachers; from one teacher to another the accuracy of a row differs by up to 9.00 "
         "points (st)."
     )
-
-
-def test_what_a_later_version_wrote_is_refused(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a", "alone")
-    whole = json.loads((run / "result.json").read_text())
-    write(run / "result.json", json.dumps({**whole, "format_version": 99}))
-    with pytest.raises(CheckpointError, match="format 99") as caught:
-        collect([run])
-    assert caught.value.where == str(run / "result.json")
-    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8}})
-    whole = json.loads((folder / "results.json").read_text())
-    write(folder / "results.json", json.dumps({**whole, "format_version": 99}))
-    with pytest.raises(CheckpointError, match="format 99") as caught:
-        collect([folder])
-    assert caught.value.hint == "upgrade distillab"
-
-
-@pytest.mark.parametrize("name", ["result.json", "env.json", "command.txt"])
-def test_a_missing_file_is_one_clear_error(name: str, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a", "alone")
-    (run / name).unlink()
-    with pytest.raises((CheckpointError, StorageError)) as caught:
-        collect([run])
-    assert str(run) in str(caught.value.where)
-
-
-@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "high", None])
-def test_numbers_that_cannot_be_are_refused(value: object, tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "alone", result={"test": {"top1": value}})
-    with pytest.raises(CheckpointError, match=r"test\.top1"):
-        collect([tmp_path])
-
-
-def test_a_damaged_run_costs_no_more_than_itself(tmp_path: Path) -> None:
-    write_run(tmp_path / "teacher", "teacher")
-    write_run(tmp_path / "alone", "alone")
-    write_run(tmp_path / "st", "st")
-    write(tmp_path / "st" / "result.json", "{")
-    found = collect([tmp_path])
-    assert [one.name for one in found.variants] == ["teacher", "alone"]
-    (told,) = found.left_out
-    assert told.startswith(f"{tmp_path / 'st' / 'result.json'}: damaged, or no file of a run: ")
-
-
-def test_a_damaged_run_of_a_comparison_leaves_its_other_seeds(tmp_path: Path) -> None:
-    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.9}})
-    write(folder / "seed-1-0" / "st" / "env.json", "[]")
-    found = collect([folder])
-    seeds = {one.name: [run.result.seed for run in one.runs] for one in found.variants}
-    assert seeds == {"teacher": [0], "alone": [0, 1], "st": [0]}
-    (told,) = found.left_out
-    assert told.startswith(str(folder / "seed-1-0" / "st" / "env.json"))
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc", "seed-0/../../outside"])
-def test_a_comparison_that_leads_out_of_its_folder_is_refused(name: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "outside", "alone")
-    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8}})
-    rows = [{"table": "", "method": "alone", "run_dirs": [name], "num_teachers": 1}]
-    write(folder / "results.json", json.dumps({"rows": rows}))
-    with pytest.raises(CheckpointError, match="outside"):
-        collect([folder])
-
-
-def test_one_seed_shows_nothing_and_says_what_chance_is(tmp_path: Path) -> None:
-    write_run(tmp_path / "alone", "alone", top1=0.9)
-    write_run(tmp_path / "st", "st", top1=0.91)
-    headline, more = said(collect([tmp_path]))
-    assert headline.startswith(
-        "No method is shown to differ from the student alone: the largest difference, +1.00 points"
-    )
-    assert "more seeds are needed" in more
-    write_run(tmp_path / "mbd-soft", "mbd-soft", top1=0.7)
-    assert said(collect([tmp_path]))[0].startswith("mbd-soft is 20.00 points below the student alone, more than")
-
-
-def test_models_alone_are_not_compared(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "alone")
-    assert said(collect([tmp_path])) == ["1 model trained alone, no distilled student: nothing is compared."]
 
 
 @pytest.mark.parametrize("other", [{"num_samples": 100}, {"top1": 0.945}, {"nll": 0.152}])
@@ -404,40 +249,11 @@ def test_teachers_from_elsewhere_are_named_by_the_ends_of_their_paths(
     assert str(tmp_path) in found.differing["source"][0]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.toml", "seed = " + "9" * 5000),
-        ("result.json", None),
-    ],
-)
-def test_numbers_beyond_all_measure_cost_no_more_than_their_run(name: str, content: str | None, tmp_path: Path) -> None:
-    write_run(tmp_path / "alone", "alone")
-    run = write_run(tmp_path / "st", "st", result={} if content else {"cost": {"parameters": 10**400}})
-    if content:
-        write(run / name, content)
-    found = collect([tmp_path])
-    assert [one.name for one in found.variants] == ["alone"]
-    assert found.left_out[0].startswith(f"{run / name}: damaged")
-
-
 def test_a_teacher_is_held_against_the_first_student_alone_that_there_is(tmp_path: Path) -> None:
     tables = {"batch size 32": {"alone": 0.8, "st": 0.85}, "batch size 64": {"alone": 0.7, "st": 0.75}}
     collection = collect([write_comparison(tmp_path / "table", tables)])
     (teacher,) = collection.of("teacher")
     assert collection.alone_of(teacher) is collection.of("alone")[0]
-
-
-def test_a_student_alone_that_diverged_is_nobodys_baseline(tmp_path: Path) -> None:
-    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85}})
-    for seed in (0, 1):
-        (folder / f"seed-{seed}-0" / "alone" / "result.json").unlink()
-    collection = collect([folder])
-    assert collection.alone_of(collection.of("distilled")[0]) is None
-    assert collection.trio is None
-    assert said(collection) == [
-        "No student alone is among the runs, so they do not show what distillation gains.",
-    ]
 
 
 def test_the_run_that_stands_for_a_row_is_that_of_the_first_seed(tmp_path: Path) -> None:
@@ -466,55 +282,3 @@ def test_settings_have_the_names_of_all_sections_that_they_stand_in() -> None:
     over = {"optimizer": {"learning_rate": 0.011}, "alone": {"optimizer": {"learning_rate": 0.012}}}
     flat = flat_settings(resolve_distill(RECIPE, over))
     assert (flat["optimizer.learning_rate"], flat["alone.optimizer.learning_rate"]) == ("0.011", "0.012")
-
-
-def test_what_chance_leaves_to_a_difference_is_that_of_two_accuracies(tmp_path: Path) -> None:
-    write_run(tmp_path / "alone", "alone", top1=0.9)
-    write_run(tmp_path / "st", "st", top1=0.91)
-    low, high = stats.binomtest(180, NUM_IMAGES).proportion_ci(method="wilson")
-    chance = 100 * 2**0.5 * (high - low) / 2
-    assert said(collect([tmp_path]))[0].endswith(
-        f"lies within the {chance:.2f} points that 200 test images leave to chance."
-    )
-
-
-def test_a_row_that_diverged_does_not_make_one_seed_of_the_others(tmp_path: Path) -> None:
-    folder = write_comparison(tmp_path / "table", {"": {"alone": 0.8, "st": 0.85, "mbd-soft": 0.8}})
-    for seed in (0, 1):
-        (folder / f"seed-{seed}-0" / "mbd-soft" / "result.json").unlink()
-    assert said(collect([folder]))[0] == "No method is shown to beat the student alone with 2 seeds."
-
-
-@pytest.mark.parametrize(
-    ("gains", "headline"),
-    [
-        (
-            {"st": (0.1, -0.1), "takd": (0.2, 0.0)},
-            "The student alone is shown to be beaten in 1 of 2 tables (batch size 32: st, takd).",
-        ),
-        ({"st": (-0.2, -0.1)}, "No method is shown to beat the student alone in any of 2 tables."),
-    ],
-)
-def test_the_headline_counts_the_tables_in_which_anybody_beats_the_student_alone(
-    gains: dict[str, tuple[float, float]], headline: str, tmp_path: Path
-) -> None:
-    for number, batch_size in enumerate((32, 64)):
-        settings = {"training": {"batch_size": batch_size}}
-        for seed in (0, 1, 2):
-            top1 = 0.7 + 0.01 * seed
-            write_run(tmp_path / f"alone-{number}-{seed}", "alone", seed=seed, top1=top1, settings=settings)
-            for method, gain in gains.items():
-                own = top1 + gain[number] + 0.001 * (seed == 1)
-                write_run(tmp_path / f"{method}-{number}-{seed}", method, seed=seed, top1=own, settings=settings)
-    assert said(collect([tmp_path]))[0] == headline
-
-
-def test_what_tuning_has_found_is_told_with_one_seed_too(tmp_path: Path) -> None:
-    folder = write_comparison(tmp_path / "table", {"tuned": {"alone": 0.8, "st": 0.85}})
-    content = json.loads((folder / "results.json").read_text())
-    for row in content["rows"]:
-        row |= {"run_dirs": row["run_dirs"][:1], "tuned": {"optimizer.learning_rate": 0.02}, "trials": 4}
-    write(folder / "results.json", json.dumps(content))
-    lines = said(collect([folder]))
-    assert lines[1].startswith("One seed a row")
-    assert lines[-1] == "tuned: st is trained with optimizer.learning_rate 0.02, the best of 4 trials."
